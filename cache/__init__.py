@@ -1,0 +1,1 @@
+"""Validated read-through lookups: a library with no settings and no global state of its own."""

@@ -1,0 +1,1 @@
+"""The application: HTTP edge and composition root of the gateway."""
