@@ -1,0 +1,1 @@
+"""Development servers, the demo and its pages; nothing of production imports this package."""
