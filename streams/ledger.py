@@ -1,0 +1,242 @@
+"""The ledger: performs planned effects, each once in effect, and says `unknown` where nobody can know.
+
+An effect goes planned → intent (its bytes are rendered, sealed and stored) → one attempt after another → done or
+failed. An attempt is `sending` until its sink asks for the commit point, then `committing`. What the death of a worker
+leaves behind follows from that alone: before the commit point nothing happened, so the same stored bytes are performed
+again; after it the effect is `unknown`, and stays so until somebody finds out.
+
+The smallest window that remains: between the commit point and the act itself a dead worker leaves `unknown` although
+nothing was sent. Closing it would mean writing to two places at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from streams.audit import AuditLog
+from streams.casekeys import CaseKeys, Erased
+from streams.effect_metrics import EffectMetrics
+from streams.effect_store import DATABASE_AWAY, EffectStore, unknown
+from streams.effects import HeldEffect, Verdict, bound_payload, bound_request
+from streams.failpoints import reach
+from streams.sealing import Sealer
+from streams.settlement import AuditMissing, Patience, Settlement
+from streams.sinks import Ambiguous, LeaseLost, NotSent, Order, Sink
+
+__all__ = ["Ledger", "Patience", "unknown"]
+
+_log = logging.getLogger(__name__)
+_KEY_TIMEOUT_S = 10.0
+
+
+class Ledger:
+    """One worker's share of the effects. Any number of workers may run, each with an `owner` id of its own."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        keys: CaseKeys,
+        sinks: Mapping[str, Sink],
+        *,
+        owner: UUID,
+        lease_s: float,
+        audit: AuditLog,
+        metrics: EffectMetrics,
+        width: int = 8,
+        patience: Patience | None = None,
+    ) -> None:
+        self._pool = pool
+        self._keys = keys
+        self._sinks = dict(sinks)
+        self._lease_s = lease_s
+        self._patience = patience or Patience()
+        self._store = EffectStore(pool, owner, lease_s)
+        self._settlement = Settlement(self._store, audit, metrics, self._patience)
+        self._metrics = metrics
+        self._width = width
+        self._held: set[UUID] = set()
+        self._freed = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then finish what is in hand. Cancelling leaves it to whoever adopts it."""
+        async with asyncio.TaskGroup() as upkeep:
+            chores = [upkeep.create_task(self._keep_leases()), upkeep.create_task(self._count())]
+            async with asyncio.TaskGroup() as work:
+                while not stop.is_set():
+                    if not await self._take(work):
+                        await self._idle()
+            for chore in chores:
+                chore.cancel()
+
+    async def _take(self, work: asyncio.TaskGroup) -> int:
+        free = self._width - len(self._held)
+        if free <= 0:
+            return 0
+        try:
+            claimed = await self._store.claim(list(self._sinks), list(self._held), free)
+        except DATABASE_AWAY as error:
+            _log.warning("ledger.database_away", extra={"error": type(error).__name__})
+            return 0
+        for effect in claimed:
+            self._held.add(effect.effect_id)
+            work.create_task(self._drive(effect))
+        return len(claimed)
+
+    async def _idle(self) -> None:
+        self._freed.clear()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._patience.poll_s):
+                await self._freed.wait()
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            # A lease that cannot be prolonged runs out, and another worker adopts the effect: nothing is lost by it.
+            with suppress(*DATABASE_AWAY):
+                if self._held:
+                    await self._store.keep(list(self._held))
+
+    async def _count(self) -> None:
+        while True:
+            # Gauges of a database that is away keep their last value; its absence shows elsewhere.
+            with suppress(*DATABASE_AWAY):
+                self._metrics.census(await self._store.census())
+            await asyncio.sleep(self._patience.census_s)
+
+    async def _drive(self, effect: HeldEffect) -> None:
+        """Take one effect one step further. Whatever stops this leaves rows that an adopter understands."""
+        try:
+            if not (effect.adopted and await self._adopt(effect)):
+                await self._advance(effect)
+        except LeaseLost:
+            self._metrics.lease_lost(effect.sink)
+            _log.warning("ledger.lease_lost", extra={"effect_id": str(effect.effect_id)})
+        except (*DATABASE_AWAY, AuditMissing) as error:
+            # The lease runs out, and the effect is adopted like that of a dead worker.
+            cause = type(error).__name__
+            _log.warning("ledger.effect_left", extra={"effect_id": str(effect.effect_id), "error": cause})
+        finally:
+            self._held.discard(effect.effect_id)
+            self._freed.set()
+
+    async def _adopt(self, effect: HeldEffect) -> bool:
+        """End the attempt that a lost worker left, by what it wrote down; False when it had not begun one."""
+        left = await self._store.attempt(effect.effect_id, effect.attempt)
+        if left is None:
+            return False
+        if left.outcome is not None:
+            await self._settlement.finish(effect, left.number, Verdict(left.outcome, left.detail or ""))
+        elif left.phase == "committing":
+            await self._settlement.end(effect, left.number, Verdict("unknown", "worker_lost_at_the_act"))
+        else:
+            await self._settlement.end(effect, left.number, Verdict("not_sent", "worker_lost_before_the_act"))
+        return True
+
+    async def _advance(self, effect: HeldEffect) -> None:
+        sink = self._sinks[effect.sink]
+        try:
+            request = await self._request(effect, sink)
+        except NotSent as error:
+            attempt = await self._store.begin(effect)
+            await self._settlement.end(effect, attempt, _refusal(error))
+            return
+        attempt = await self._store.begin(effect)
+        reach("effect.after_sending")
+        verdict = await self._perform(effect, sink, attempt, request)
+        reach("effect.after_reply")
+        await self._settlement.end(effect, attempt, verdict)
+        reach("effect.after_done")
+
+    async def _request(self, effect: HeldEffect, sink: Sink) -> bytes:
+        """Return the bytes to perform: those stored by an earlier attempt, else rendered and stored now."""
+        try:
+            async with asyncio.timeout(_KEY_TIMEOUT_S):
+                sealer = await self._keys.of(self._pool, effect.case_id)
+            return self._stored(effect, sealer) or await self._rendered(effect, sink, sealer)
+        except Erased:
+            raise NotSent("erased", permanent=True) from None
+        except (NotSent, LeaseLost, *DATABASE_AWAY):
+            raise
+        except Exception as error:
+            # A key ring without this key or a defect in a sink's rendering: mended, the effect goes on by itself.
+            _log_defect(effect, error)
+            raise NotSent(f"defect:{type(error).__name__}") from error
+
+    def _stored(self, effect: HeldEffect, sealer: Sealer) -> bytes | None:
+        if effect.request is None:
+            return None
+        request = sealer.open(effect.request, bound_to=bound_request(effect.effect_id))
+        if hashlib.sha256(request).digest() != effect.request_sha256:
+            raise NotSent("stored_bytes_differ", permanent=True)
+        return request
+
+    async def _rendered(self, effect: HeldEffect, sink: Sink, sealer: Sealer) -> bytes:
+        reach("effect.after_plan")
+        payload = orjson.loads(sealer.open(effect.payload, bound_to=bound_payload(effect.effect_id)))
+        request = sink.render(Order(effect.effect_id, effect.case_id, effect.purpose, payload))
+        sealed = sealer.seal(request, bound_to=bound_request(effect.effect_id))
+        await self._store.intend(effect, sealed, hashlib.sha256(request).digest())
+        reach("effect.after_intent")
+        return request
+
+    async def _perform(self, effect: HeldEffect, sink: Sink, attempt: int, request: bytes) -> Verdict:
+        gate = _Gate(self._store, effect.effect_id, attempt)
+        try:
+            async with asyncio.timeout(sink.timeout_s):
+                return Verdict("done", await sink.perform(request, commit_point=gate))
+        except LeaseLost:
+            raise
+        except NotSent as error:
+            return _refusal(error)
+        except Ambiguous as error:
+            return Verdict("unknown", error.reason)
+        except TimeoutError:
+            return gate.verdict("timed_out")
+        except Exception as error:  # noqa: BLE001 - see below
+            # A sink's defect must not stop the other effects; what it means for this one depends on where it struck.
+            _log_defect(effect, error)
+            return gate.verdict(f"defect:{type(error).__name__}")
+
+
+class _Gate:
+    """The commit point of one attempt, and whether it was passed."""
+
+    def __init__(self, store: EffectStore, effect_id: UUID, attempt: int) -> None:
+        self._store = store
+        self._effect_id = effect_id
+        self._attempt = attempt
+        self._passed = False
+
+    async def __call__(self) -> None:
+        try:
+            await self._store.commit_point(self._effect_id, self._attempt)
+        except DATABASE_AWAY:
+            # Whatever the row says now, this worker is alive and knows that it did not act.
+            raise NotSent("database_away_at_the_commit_point") from None
+        self._passed = True
+
+    def verdict(self, reason: str) -> Verdict:
+        """Say what an unexpected end means: nothing happened before the commit point, and nobody knows after it."""
+        return Verdict("unknown" if self._passed else "not_sent", reason)
+
+
+def _refusal(error: NotSent) -> Verdict:
+    return Verdict("failed" if error.permanent else "not_sent", error.reason, error.retry_after)
+
+
+def _log_defect(effect: HeldEffect, error: Exception) -> None:
+    # Neither message nor traceback: either may quote the personal data that was being worked on.
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f"{where.tb_frame.f_code.co_name}:{where.tb_lineno}" if where is not None else "unknown"
+    fields = {"effect_id": str(effect.effect_id), "error": type(error).__name__, "place": place}
+    _log.error("ledger.defect", extra=fields)

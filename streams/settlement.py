@@ -1,0 +1,145 @@
+"""How the outcome of an attempt comes to count: on the attempt, in the audit trail, on the effect, in this order.
+
+Each step is repeated through an outage, because only this worker knows the outcome. Should it die between two of them,
+the attempt's row tells the adopter what is left to do; so every attempt has one audit row.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Protocol, TypeVar
+
+from streams.audit import AuditLog, Detail
+from streams.effect_metrics import EffectMetrics
+from streams.effect_store import DATABASE_AWAY, EffectStore
+from streams.effects import HeldEffect, Verdict
+
+ATTEMPT = "effect.attempt"
+# Only for an attempt that was taken for lost, `unknown`, until its worker came back with the provider's answer.
+RESOLVED = "effect.resolved"
+
+_log = logging.getLogger(__name__)
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
+
+class Step(Protocol[ResultT_co]):
+    """One write of an outcome. `again`: an earlier try failed, or seemed to."""
+
+    async def __call__(self, *, again: bool) -> ResultT_co: ...
+
+
+class AuditMissing(Exception):
+    """The audit trail did not take a row: what it describes does not count yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the ledger waits for what. The defaults suit a mail server that may be away for days."""
+
+    poll_s: float = 0.25
+    backoff_s: float = 2.0
+    backoff_cap_s: float = 900.0
+    give_up_after_s: float = 4 * 86400.0
+    settle_s: float = 60.0
+    census_s: float = 5.0
+    share: Callable[[], float] = random.random
+
+    def delay_s(self, attempt: int, retry_after_s: float | None) -> float:
+        """Return the wait after the nth attempt: a random share of a doubling span, and never less than was asked."""
+        span = min(self.backoff_cap_s, self.backoff_s * 2.0 ** min(attempt - 1, 32))
+        return max(self.share() * span, retry_after_s or 0.0)
+
+
+class Settlement:
+    """Ends attempts for one worker."""
+
+    def __init__(self, store: EffectStore, audit: AuditLog, metrics: EffectMetrics, patience: Patience) -> None:
+        self._store = store
+        self._audit = audit
+        self._metrics = metrics
+        self._patience = patience
+
+    async def end(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> None:
+        """Make the outcome of an attempt count; raises LeaseLost when another worker has ended it already."""
+        if verdict.outcome == "not_sent" and _age_s(effect) > self._patience.give_up_after_s:
+            verdict = Verdict("failed", f"gave_up:{verdict.detail}")
+        action = await self._conclude(effect, attempt, verdict)
+        self._metrics.ended(effect.sink, verdict.outcome)
+        await self._count(effect, attempt, verdict, action, doubted=False)
+
+    async def finish(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> None:
+        """Do what is left of an attempt whose outcome is written, for a worker that did not get further."""
+        await self._count(effect, attempt, verdict, ATTEMPT, doubted=True)
+
+    async def _conclude(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> str:
+        async def step(*, again: bool) -> str:
+            # The write that seemed to fail may have been committed, and only its answer lost.
+            if again and await self._is_written(effect, attempt, verdict):
+                return ATTEMPT
+            before = await self._store.conclude(effect.effect_id, attempt, verdict)
+            return ATTEMPT if before is None else RESOLVED
+
+        return await self._through_outage(step)
+
+    async def _is_written(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> bool:
+        left = await self._store.attempt(effect.effect_id, attempt)
+        return left is not None and (left.outcome, left.detail) == (verdict.outcome, verdict.detail)
+
+    async def _count(self, effect: HeldEffect, attempt: int, verdict: Verdict, action: str, *, doubted: bool) -> None:
+        async def row(*, again: bool) -> None:
+            if not ((doubted or again) and await self._store.audited(action, effect, attempt)):
+                await self._record(effect, attempt, verdict, action)
+
+        async def state(*, again: bool) -> None:  # noqa: ARG001 - writing the same state twice changes nothing
+            delay_s = self._patience.delay_s(attempt, verdict.retry_after_s)
+            await self._store.settle(effect.effect_id, attempt, verdict, delay_s=delay_s)
+
+        await self._through_outage(row)
+        await self._through_outage(state)
+        if verdict.outcome == "done":
+            self._metrics.took(effect.sink, _age_s(effect))
+
+    async def _record(self, effect: HeldEffect, attempt: int, verdict: Verdict, action: str) -> None:
+        detail: Detail = {
+            "effect_id": str(effect.effect_id),
+            "sink": effect.sink,
+            "purpose": effect.purpose,
+            "attempt": attempt,
+            "detail": verdict.detail,
+        }
+        try:
+            await self._audit.record(
+                actor="ledger",
+                action=action,
+                subject=str(effect.case_id),
+                outcome=verdict.outcome,
+                correlation_id=effect.correlation_id,
+                detail=detail,
+            )
+        except Exception as error:
+            # Whatever kept the row out, the outcome does not count without it: repeated here, then by an adopter.
+            raise AuditMissing from error
+
+    async def _through_outage(self, step: Step[ResultT_co]) -> ResultT_co:
+        """Repeat a step until it succeeds or patience ends; only this worker knows the outcome it carries."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + self._patience.settle_s
+        again = False
+        while True:
+            try:
+                return await step(again=again)
+            except (*DATABASE_AWAY, AuditMissing) as error:
+                _log.warning("ledger.outcome_waits", extra={"error": type(error).__name__})
+                if clock() >= deadline:
+                    raise
+            again = True
+            await asyncio.sleep(self._patience.poll_s)
+
+
+def _age_s(effect: HeldEffect) -> float:
+    return (datetime.now(UTC) - effect.created_at).total_seconds()

@@ -1,0 +1,93 @@
+"""What performs effects. A sink renders an order once, and performs the stored bytes as often as the ledger asks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Protocol
+from uuid import UUID
+
+CommitPoint = Callable[[], Awaitable[None]]
+
+
+class SinkClass(StrEnum):
+    """What a sink's provider offers against doing something twice. Declared by each sink, and tested.
+
+    The ledger treats an ambiguous end alike for all four: the effect is `unknown` and is not repeated by itself. The
+    class says what may resolve it.
+    """
+
+    KEYED = "keyed"  # the same bytes with the same idempotency key act once
+    SEARCHABLE = "searchable"  # the provider can be asked for our reference
+    NATURAL = "natural"  # doing it again changes nothing
+    NONE = "none"  # only a person can find out
+
+
+class SendError(Exception):
+    """An act that did not end well. `reason` is shown to operators: a code, never a personal value."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class NotSent(SendError):
+    """The act surely did not happen. `permanent`: it never will with these bytes; else try again, in `retry_after`."""
+
+    def __init__(self, reason: str, *, retry_after: float | None = None, permanent: bool = False) -> None:
+        super().__init__(reason)
+        self.retry_after = retry_after
+        self.permanent = permanent
+
+
+class Ambiguous(SendError):
+    """The act may have happened: the provider's answer was lost, or makes no sense."""
+
+
+class LeaseLost(Exception):
+    """Another worker has the effect now: stop before the act. A sink lets it pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One effect as a sink renders it. `payload` holds personal data and is what the flow planned."""
+
+    effect_id: UUID
+    case_id: UUID
+    purpose: str
+    payload: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Order({self.effect_id}, {self.purpose})"
+
+
+class Sink(Protocol):
+    """One kind of act on the outside world."""
+
+    @property
+    def name(self) -> str:
+        """The name that flows use."""
+        ...
+
+    @property
+    def sink_class(self) -> SinkClass:
+        """What the provider offers against doing something twice."""
+        ...
+
+    @property
+    def timeout_s(self) -> float:
+        """The longest that one `perform` may take."""
+        ...
+
+    def render(self, order: Order) -> bytes:
+        """Return the bytes to be stored and performed. Pure: no network, no clock. Raises NotSent when it cannot."""
+        ...
+
+    async def perform(self, request: bytes, *, commit_point: CommitPoint) -> str:
+        """Perform the act and return the provider's reference, without personal data.
+
+        Awaits `commit_point` once, just before the step that cannot be taken back, and lets what it raises pass.
+        Raises NotSent when the act surely did not happen and Ambiguous when it may have.
+        """
+        ...
