@@ -13,10 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictStr
 
 from streams import declared
 from streams.declared import Document, InvalidDeclaration, Location, Problem
+from streams.durations import seconds
 from streams.silos import names
 from streams.silos.values import ValueTypes
-
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 class InvalidSilo(InvalidDeclaration):
@@ -35,12 +34,6 @@ class IndexDeclaration:
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def _seconds(value: object) -> float:
-    if isinstance(value, str) and (match := re.fullmatch(r"(\d+)([smhd])", value)):
-        return float(match[1]) * _SECONDS[match[2]]
-    raise ValueError(f"{value!r} is not a duration; write a whole number and its unit, such as 36h or 400d")
 
 
 def _encoding(value: object) -> object:
@@ -150,7 +143,7 @@ class SiloDeclaration(_Model):
     title: StrictStr
     owner: StrictStr
     attribution: StrictStr | None = None
-    max_age_s: Annotated[float, BeforeValidator(_seconds), Field(gt=0, alias="max_age")]
+    max_age_s: Annotated[float, BeforeValidator(seconds), Field(gt=0, alias="max_age")]
     source: CsvSource
     tables: Annotated[dict[StrictStr, Table], Field(min_length=1)]
     deletions: Deletions = Deletions()

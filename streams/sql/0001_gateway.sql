@@ -191,6 +191,7 @@ create table effect (
 );
 create index effect_due on effect (due_at) where state in ('planned', 'intent');
 create index effect_by_case on effect (case_id);
+create index effect_unknown on effect (updated_at) where state = 'unknown';
 
 -- `committing` is written just before the act that cannot be taken back; what died after it is unknown.
 create table effect_attempt (

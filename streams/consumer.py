@@ -1,0 +1,120 @@
+"""The consumer: give it a topic, a group and a handler, and every event reaches the handler, case by case in order."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+
+import asyncpg
+from aiokafka.errors import KafkaError
+
+from streams.dispatch import Retry
+from streams.errors import Fenced, Misconfigured
+from streams.handlers import BatchHandler, CaseHandler
+from streams.limits import ConsumerLimits
+from streams.metrics import StreamMetrics
+from streams.session import DrainExceeded, Session
+from streams.waiting import set_within
+
+log = logging.getLogger(__name__)
+
+_REBUILD = Retry(first_delay_s=0.5, longest_delay_s=15.0)
+_STEADY_S = 60.0
+_MENDABLE = (KafkaError, OSError, TimeoutError, DrainExceeded, Fenced)
+
+
+class Consumer:
+    """Reads a topic for one group; any number of processes may run one for the same group and share its partitions.
+
+    It promises, whatever dies or restarts: every event reaches the handler at least once, or is parked; the events of
+    one case one at a time and in order; an offset is committed only when everything before it is settled. A case that
+    fails waits with growing delays while the others flow, and is parked in `pool`'s database at the limit, after which
+    `streams.parking.resume` brings it back. Memory is bounded by `limits`.
+    """
+
+    def __init__(
+        self,
+        bootstrap: str,
+        group: str,
+        topic: str,
+        handler: BatchHandler | CaseHandler,
+        *,
+        pool: asyncpg.Pool,
+        metrics: StreamMetrics,
+        limits: ConsumerLimits | None = None,
+        client_id: str | None = None,
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._group = group
+        self._topic = topic
+        self._handler = handler
+        self._pool = pool
+        self._metrics = metrics
+        self._limits = limits or ConsumerLimits()
+        self._client_id = client_id or f"silogate-{group}"
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consumes until `stop` is set: then ends what was begun within the limits' `drain_s`, commits and leaves.
+
+        Cancelling it leaves at once. When Kafka is away or another process took a partition over, it joins afresh.
+        Raises Misconfigured when no event can succeed until a person acts, and whatever is a fault of its own.
+        """
+        attempts = 0
+        loop = asyncio.get_running_loop()
+        self._metrics.up.labels(self._group).set(1)
+        try:
+            while not stop.is_set():
+                started = loop.time()
+                error = await self._session(stop)
+                if error is None:
+                    return
+                attempts = 0 if loop.time() - started > _STEADY_S else attempts + 1
+                self._note(error)
+                await set_within(stop, _REBUILD.delay_s(attempts))
+        except Misconfigured as error:
+            log.error("consumer.misconfigured", extra={"group": self._group, "reason": error.reason})  # noqa: TRY400
+            raise
+        finally:
+            self._metrics.up.labels(self._group).set(0)
+
+    async def _session(self, stop: asyncio.Event) -> BaseException | None:
+        """One membership: None when it was stopped, the error when another membership may mend it."""
+        session = Session(
+            self._bootstrap,
+            self._group,
+            self._topic,
+            self._handler,
+            pool=self._pool,
+            metrics=self._metrics,
+            limits=self._limits,
+            client_id=self._client_id,
+        )
+        try:
+            await session.run(stop)
+        except _MENDABLE as error:
+            return error
+        except BaseExceptionGroup as group:
+            return _mendable(group)
+        return None
+
+    def _note(self, error: BaseException) -> None:
+        if isinstance(error, Fenced):
+            self._metrics.fenced.labels(self._group).inc()
+        self._metrics.rebuilds.labels(self._group, type(error).__name__).inc()
+        log.warning("consumer.rebuild", extra={"group": self._group, "error": type(error).__name__})
+
+
+def _mendable(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first of several errors when a new membership may mend them all; otherwise raises the one it cannot mend."""
+    errors = list(_leaves(group))
+    for error in errors:
+        if not isinstance(error, _MENDABLE):
+            raise error
+    return errors[0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,38 @@
+"""What the consumer calls: the two kinds of handler, and the hook that tells one which partitions are now its own.
+
+A handler raises the errors of streams.errors. Events reach it at least once: it drops a version that it has applied
+already. Everything it awaits needs a deadline of its own; the consumer's `handler_timeout_s` is only the last resort.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from streams.events import CaseEvent
+from streams.fence import Fence
+
+
+@runtime_checkable
+class BatchHandler(Protocol):
+    """Applies many events at once, in one transaction of its recipient."""
+
+    async def apply(self, events: Sequence[CaseEvent], fence: Fence) -> None:
+        """Applies all of them or none. A case may occur several times, in the order of its versions."""
+        ...
+
+
+@runtime_checkable
+class CaseHandler(Protocol):
+    """Handles one event at a time, many cases at once, never two events of one case at once."""
+
+    async def handle(self, event: CaseEvent, fence: Fence) -> None:
+        """Handles the event; returning means that it is done for good."""
+        ...
+
+
+@runtime_checkable
+class TakesPartitions(Protocol):
+    """A handler that must know its fence before the first event, to make it known in its own database."""
+
+    async def on_assigned(self, fence: Fence) -> None:
+        """Called before any event of these partitions; called again after a failure, so it must be repeatable."""
+        ...

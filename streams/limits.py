@@ -1,0 +1,35 @@
+"""How much a consumer holds, how long it waits, and how it introduces itself to Kafka."""
+
+from dataclasses import dataclass, field
+
+from streams.dispatch import Retry
+
+
+@dataclass(frozen=True, slots=True)
+class SessionTimeouts:
+    """Kafka's view of a member, in milliseconds."""
+
+    session_ms: int = 45_000
+    heartbeat_ms: int = 3_000
+    rebalance_ms: int = 60_000
+    max_poll_ms: int = 300_000
+    request_ms: int = 40_000
+
+
+@dataclass(frozen=True, slots=True)
+class ConsumerLimits:
+    """The bounds of one consumer. Memory is at most `events` and `bytes`, and what Kafka sends ahead: `fetch_bytes`."""
+
+    events: int = 5_000
+    bytes: int = 32 * 1024 * 1024
+    fetch_bytes: int = 8 * 1024 * 1024
+    partition_events: int = 5_000
+    parallel: int = 32
+    batch_events: int = 500
+    handler_timeout_s: float = 60.0
+    drain_s: float = 20.0
+    commit_every_s: float = 1.0
+    resume_every_s: float = 1.0
+    call_timeout_s: float = 10.0
+    retry: Retry = field(default_factory=Retry)
+    sessions: SessionTimeouts = field(default_factory=SessionTimeouts)

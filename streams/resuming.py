@@ -1,0 +1,85 @@
+"""Tries parked cases again, in order, when somebody asks for it."""
+
+import asyncio
+import logging
+from uuid import UUID
+
+from streams.dispatch import DATABASE_ERRORS, Dispatcher
+from streams.errors import Rejected, Unavailable
+from streams.failpoints import reach
+from streams.fence import Fence
+from streams.lanes import Verdict
+from streams.parking import ParkedEvent, Parking
+
+log = logging.getLogger(__name__)
+
+
+class Resumer:
+    """Hands the events of one parked case after the other to the handler, oldest first.
+
+    While it does, new events of that case are only appended to the list, so the handler sees one event of a case at a
+    time. The case is un-parked when its list is empty under the row's lock, after its last event is done.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, parking: Parking, *, group: str, every_s: float) -> None:
+        self._dispatcher = dispatcher
+        self._parking = parking
+        self._group = group
+        self._every_s = every_s
+
+    async def run(self) -> None:
+        """Works until cancelled."""
+        while True:
+            await asyncio.sleep(self._every_s)
+            try:
+                for case_id, partition in await self._parking.requested(list(self._dispatcher.epochs)):
+                    await self._resume(case_id, partition)
+            except DATABASE_ERRORS as error:
+                # The request stays in its row: it is found again next time.
+                log.warning("consumer.resume_failed", extra={"group": self._group, "error": type(error).__name__})
+
+    async def _resume(self, case_id: UUID, partition: int) -> None:
+        dispatcher = self._dispatcher
+        dispatcher.resuming.add(case_id)
+        try:
+            while dispatcher.is_open and partition in dispatcher.epochs:
+                dispatcher.begin()
+                try:
+                    if not await self._step(case_id, dispatcher.fence([partition])):
+                        return
+                finally:
+                    dispatcher.end()
+        finally:
+            dispatcher.resuming.discard(case_id)
+            dispatcher.wake.set()
+
+    async def _step(self, case_id: UUID, held: Fence) -> bool:
+        """One event, or the end of the list; whether there is more to do for this case now."""
+        head = await self._parking.head(case_id)
+        if head is None:
+            if await self._parking.unpark(case_id, held):
+                self._dispatcher.parked.discard(case_id)
+                return False
+            return True
+        verdict = await self._try(head, held)
+        if verdict is None:
+            reach("consumer.after_resumed")
+            await self._parking.handled(head.position, held)
+            return True
+        if verdict.stage != _AWAY:
+            await self._parking.refuse(case_id, verdict, held)
+        return False
+
+    async def _try(self, head: ParkedEvent, held: Fence) -> Verdict | None:
+        if head.event is None:
+            problem = head.problem
+            return Verdict(problem.stage, problem.field, problem.reason) if problem else None
+        answer = await self._dispatcher.call([head.event], held)
+        if answer is None:
+            return None
+        if isinstance(answer, Unavailable):
+            return Verdict(_AWAY, None, answer.reason)
+        return Verdict("handler", answer.field if isinstance(answer, Rejected) else None, answer.reason)
+
+
+_AWAY = "away"

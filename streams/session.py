@@ -1,0 +1,307 @@
+"""One membership of a consumer group: what was fetched, what is settled, what is told to Kafka, from join to leave."""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import asyncpg
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError
+
+from streams import fence
+from streams.dispatch import Dispatcher
+from streams.errors import Fenced, Misconfigured, Undecodable
+from streams.events import case_of, decode
+from streams.failpoints import reach
+from streams.fence import Fence
+from streams.handlers import BatchHandler, CaseHandler, TakesPartitions
+from streams.lanes import Item, Lanes, Stray
+from streams.limits import ConsumerLimits
+from streams.metrics import StreamMetrics
+from streams.offsets import Watermark
+from streams.parking import Parking
+from streams.resuming import Resumer
+from streams.waiting import set_within
+
+log = logging.getLogger(__name__)
+
+# Asked for when no partition may be read: getmany then hands out nothing, keeps what is prefetched, tells of
+# coordination errors, and keeps this member from looking idle. pause() would throw the prefetched records away.
+_NOTHING = TopicPartition("__none__", 0)
+_FETCH_EVENTS = 500
+_POLL_S = 0.2
+_CLOSE_AT_ONCE_S = 2.0
+
+
+class DrainExceeded(Exception):
+    """Work that was begun did not end within the budget of a rebalance."""
+
+
+@dataclass(slots=True)
+class _Partition:
+    """What is known of an assigned partition."""
+
+    watermark: Watermark = field(default_factory=Watermark)
+    committed: int | None = None
+
+
+class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
+    """Runs from joining the group to leaving it. Any error it cannot mend ends it; a new one may follow."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        group: str,
+        topic: str,
+        handler: BatchHandler | CaseHandler,
+        *,
+        pool: asyncpg.Pool,
+        metrics: StreamMetrics,
+        limits: ConsumerLimits,
+        client_id: str,
+    ) -> None:
+        self._group = group
+        self._topic = topic
+        self._handler = handler
+        self._pool = pool
+        self._metrics = metrics
+        self._limits = limits
+        self._lanes = Lanes()
+        self._parking = Parking(pool, group, topic, timeout_s=limits.call_timeout_s)
+        self._dispatcher = Dispatcher(
+            handler,
+            self._lanes,
+            self._parking,
+            group=group,
+            topic=topic,
+            retry=limits.retry,
+            metrics=metrics,
+            settled=self._settled,
+            parallel=limits.parallel,
+            batch_events=limits.batch_events,
+            handler_timeout_s=limits.handler_timeout_s,
+        )
+        self._resumer = Resumer(self._dispatcher, self._parking, group=group, every_s=limits.resume_every_s)
+        self._kafka = _client(bootstrap, group, client_id, limits)
+        self._partitions: dict[int, _Partition] = {}
+        self._assignment = 0
+        self._to_open = asyncio.Event()
+        self._room = asyncio.Event()
+        self._failed = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Consumes until `stop` is set; then ends what was begun, commits and leaves. Cancelling it leaves at once."""
+        grace_s = _CLOSE_AT_ONCE_S
+        try:
+            async with asyncio.timeout(self._limits.call_timeout_s * 3):
+                await self._kafka.start()
+            # Not before start(): that would wait for the whole group to agree.
+            self._kafka.subscribe([self._topic], listener=self)
+            await self._work(stop)
+            grace_s = self._limits.call_timeout_s
+        finally:
+            await self._leave(grace_s)
+
+    async def _work(self, stop: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(work)
+                for work in (
+                    self._fetch(),
+                    self._open_partitions(),
+                    self._dispatcher.run(),
+                    self._resumer.run(),
+                    self._commit_regularly(),
+                    self._end_when_failed(),
+                )
+            ]
+            await stop.wait()
+            if not await self._dispatcher.drain(self._limits.drain_s):
+                log.warning("consumer.not_drained", extra={"group": self._group})
+            await self._commit()
+            for task in tasks:
+                task.cancel()
+
+    async def _leave(self, grace_s: float) -> None:
+        self._dispatcher.forget()
+        for gauge in (self._metrics.lanes, self._metrics.buffered_events, self._metrics.buffered_bytes):
+            gauge.labels(self._group).set(0)
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._kafka.stop()
+        except (KafkaError, OSError, TimeoutError) as error:
+            # The group notices by itself when no more heartbeats come.
+            log.warning("consumer.not_left", extra={"group": self._group, "error": type(error).__name__})
+
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Ends what was begun and commits, before anybody else may have the partitions. aiokafka swallows errors."""
+        del revoked  # it takes all of them away, always
+        try:
+            if self._partitions and not await self._dispatcher.drain(self._limits.drain_s):
+                self._failed.set()
+            else:
+                await self._commit()
+        finally:
+            self._assignment += 1
+            self._partitions.clear()
+            self._dispatcher.forget()
+
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Notes the partitions; none is read before its fence stands (`_open_partitions`)."""
+        self._assignment += 1
+        self._partitions = {partition.partition: _Partition() for partition in assigned}
+        self._metrics.rebalances.labels(self._group).inc()
+        self._to_open.set()
+
+    async def _open_partitions(self) -> None:
+        attempts = 0
+        while True:
+            await self._to_open.wait()
+            self._to_open.clear()
+            assignment, partitions = self._assignment, sorted(self._partitions)
+            if not partitions:
+                continue
+            try:
+                held, parked = await self._take_over(partitions)
+            except (Fenced, Misconfigured):
+                raise
+            # Whatever the hook or the database did, nothing is handed out until it works; only the class is told.
+            except Exception as error:  # noqa: BLE001
+                log.warning("consumer.not_opened", extra={"group": self._group, "error": type(error).__name__})
+                await asyncio.sleep(self._limits.retry.delay_s(attempts))
+                attempts += 1
+                self._to_open.set()
+                continue
+            attempts = 0
+            if assignment == self._assignment:
+                self._dispatcher.epochs.update(held.epochs)
+                self._dispatcher.parked.update(parked)
+                self._dispatcher.open()
+                self._room.set()
+
+    async def _take_over(self, partitions: Sequence[int]) -> tuple[Fence, set[UUID]]:
+        held = await fence.bump(self._pool, self._group, self._topic, partitions, timeout_s=self._limits.call_timeout_s)
+        if isinstance(self._handler, TakesPartitions):
+            async with asyncio.timeout(self._limits.handler_timeout_s):
+                await self._handler.on_assigned(held)
+        return held, await self._parking.parked(partitions)
+
+    async def _fetch(self) -> None:
+        while True:
+            readable = self._readable()
+            if not readable:
+                self._room.clear()
+                await self._kafka.getmany(_NOTHING, timeout_ms=0)
+                await set_within(self._room, _POLL_S)
+                continue
+            room = min(_FETCH_EVENTS, self._limits.events - self._lanes.events)
+            fetched = await self._kafka.getmany(*readable, timeout_ms=int(_POLL_S * 1000), max_records=room)
+            if not fetched:
+                continue
+            reach("consumer.after_fetch")
+            for records in fetched.values():
+                for record in records:
+                    self._take_in(record)
+            self._dispatcher.wake.set()
+
+    def _readable(self) -> list[TopicPartition]:
+        """The partitions to read from now: back-pressure is to leave out those that have enough here."""
+        if (
+            not self._dispatcher.is_open
+            or self._lanes.events >= self._limits.events
+            or self._lanes.bytes >= self._limits.bytes
+        ):
+            return []
+        return [
+            TopicPartition(self._topic, number)
+            for number, partition in self._partitions.items()
+            if number in self._dispatcher.epochs and partition.watermark.held < self._limits.partition_events
+        ]
+
+    def _take_in(self, record: ConsumerRecord) -> None:
+        partition = self._partitions.get(record.partition)
+        now = asyncio.get_running_loop().time()
+        if partition is None or not partition.watermark.deliver(record.offset, now):
+            return
+        event = problem = None
+        try:
+            event = decode(record.key, record.value, record.headers)
+        except Undecodable as caught:
+            problem = caught
+        size = len(record.value or b"") + sum(len(name) + len(text or b"") for name, text in record.headers)
+        item = Item(record.partition, record.offset, record.key, record.headers, record.value, size, event, problem)
+        case_id = event.case_id if event is not None else case_of(record.key)
+        self._lanes.add(case_id or Stray(record.partition, record.offset), item)
+
+    def _settled(self, items: Iterable[Item]) -> None:
+        for item in items:
+            partition = self._partitions.get(item.partition)
+            if partition is not None:
+                partition.watermark.settle(item.offset)
+        self._room.set()
+
+    async def _commit_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self._limits.commit_every_s)
+            await self._commit()
+            self._take_census()
+
+    async def _commit(self) -> None:
+        """Tells Kafka how far everything is settled. A failure is no loss: the next one tells the same or more."""
+        due: dict[TopicPartition, int] = {}
+        for number, partition in self._partitions.items():
+            offset = partition.watermark.committable
+            if offset is not None and offset != partition.committed:
+                due[TopicPartition(self._topic, number)] = offset
+        if not due:
+            return
+        states = {each: self._partitions[each.partition] for each in due}
+        reach("consumer.before_commit")
+        try:
+            async with asyncio.timeout(self._limits.call_timeout_s):
+                await self._kafka.commit(due)
+        except (KafkaError, OSError, TimeoutError) as error:
+            self._metrics.commits.labels(self._group, "failed").inc()
+            log.warning("consumer.commit_failed", extra={"group": self._group, "error": type(error).__name__})
+            return
+        reach("consumer.after_commit")
+        self._metrics.commits.labels(self._group, "done").inc()
+        for each, offset in due.items():
+            states[each].committed = offset
+
+    def _take_census(self) -> None:
+        now = asyncio.get_running_loop().time()
+        oldest = [at for each in self._partitions.values() if (at := each.watermark.oldest_at) is not None]
+        self._metrics.lanes.labels(self._group).set(len(self._lanes))
+        self._metrics.buffered_events.labels(self._group).set(self._lanes.events)
+        self._metrics.buffered_bytes.labels(self._group).set(self._lanes.bytes)
+        self._metrics.oldest_unsettled.labels(self._group).set(now - min(oldest) if oldest else 0)
+        self._metrics.parked_cases.labels(self._group).set(len(self._dispatcher.parked))
+
+    async def _end_when_failed(self) -> None:
+        await self._failed.wait()
+        raise DrainExceeded
+
+
+def _client(bootstrap: str, group: str, client_id: str, limits: ConsumerLimits) -> AIOKafkaConsumer:
+    sessions = limits.sessions
+    return AIOKafkaConsumer(
+        bootstrap_servers=bootstrap,
+        client_id=client_id,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        # Exactly one: with several, aiokafka joins once for each of them.
+        partition_assignment_strategy=(RoundRobinPartitionAssignor,),
+        session_timeout_ms=sessions.session_ms,
+        heartbeat_interval_ms=sessions.heartbeat_ms,
+        rebalance_timeout_ms=sessions.rebalance_ms,
+        max_poll_interval_ms=sessions.max_poll_ms,
+        request_timeout_ms=sessions.request_ms,
+        metadata_max_age_ms=30_000,
+        fetch_max_bytes=limits.fetch_bytes,
+        max_partition_fetch_bytes=min(limits.fetch_bytes, 1024 * 1024),
+    )

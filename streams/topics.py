@@ -1,0 +1,42 @@
+"""Topics are made on purpose, with a fixed number of partitions: another number would break the order within cases."""
+
+import asyncio
+from collections.abc import Iterable
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+
+async def ensure_topics(
+    bootstrap: str,
+    names: Iterable[str],
+    partitions: int,
+    replication: int,
+    *,
+    retention_ms: int = 7 * 24 * 3600 * 1000,
+    timeout_s: float = 30.0,
+) -> list[str]:
+    """Makes the topics that are missing and returns their names; one that exists is left as it is.
+
+    Any number of processes may call it at once. Never compacted: every version of a case is kept for `retention_ms`.
+    """
+    configuration = {"cleanup.policy": "delete", "retention.ms": str(retention_ms)}
+    wanted = [
+        NewTopic(name, num_partitions=partitions, replication_factor=replication, topic_configs=configuration)
+        for name in names
+    ]
+    async with asyncio.timeout(timeout_s):
+        admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+        try:
+            await admin.start()
+            response = await admin.create_topics(wanted, timeout_ms=int(timeout_s * 1000))
+        finally:
+            await admin.close()
+    made = []
+    for name, code, *_ in response.topic_errors:
+        error = for_code(code)
+        if code == 0:
+            made.append(name)
+        elif error is not TopicAlreadyExistsError:
+            raise error(f"topic {name} could not be made")
+    return made
