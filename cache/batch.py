@@ -1,0 +1,66 @@
+"""What arrives together is done together: one batch a turn of the event loop, and one more while the last is away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+G = TypeVar("G", bound=Hashable)
+I = TypeVar("I")  # noqa: E741 - an item
+
+
+class Batcher(Generic[G, I]):
+    """Hands items to `serve` in batches of one group.
+
+    There is no linger. A free worker takes what is there once the event loop has run everything that was ready, so
+    the callers of one turn share a batch; while all workers are busy, what arrives forms the next one. `serve` must
+    tell each item's owner itself, and must not raise.
+    """
+
+    def __init__(
+        self, serve: Callable[[G, list[I]], Awaitable[None]], *, workers: int, most: int, waiting: int
+    ) -> None:
+        self._serve = serve
+        self._workers = workers
+        self._most = most
+        self._room = waiting
+        self._pending: dict[G, deque[I]] = {}
+        self._arrived = asyncio.Event()
+
+    def put(self, group: G, item: I) -> bool:
+        """Whether there was room for it. Without `run` nothing is served."""
+        if self._room <= 0:
+            return False
+        self._room -= 1
+        queue = self._pending.get(group)
+        if queue is None:
+            queue = self._pending[group] = deque()
+        queue.append(item)
+        self._arrived.set()
+        return True
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(self._workers):
+                tasks.create_task(self._work())
+
+    async def _work(self) -> None:
+        while True:
+            await self._arrived.wait()
+            while self._pending:
+                group, items = self._take()
+                await self._serve(group, items)
+            self._arrived.clear()
+
+    def _take(self) -> tuple[G, list[I]]:
+        """The group that has waited longest, or as much of it as one batch takes; the rest goes to the back."""
+        group = next(iter(self._pending))
+        queue = self._pending.pop(group)
+        items = [queue.popleft() for _ in range(min(self._most, len(queue)))]
+        if queue:
+            self._pending[group] = queue
+        self._room += len(items)
+        return group, items

@@ -1,0 +1,281 @@
+"""One lookup: parameters in, an honest answer out. The whole read path is `Group.answer`."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cache.answer import Answer, AsOf, Source
+from cache.definition import CircleTag, LookupDefinition, TableTag, TagRule, check_tags, compile_sql, rule_parameters
+from cache.entry import Broken, Codec, Entry
+from cache.loader import Loaded, NotPrepared, Question, SiloUnavailable
+from cache.metrics import CacheMetrics
+from cache.seal import KeyRing
+from cache.silo import Silo
+from cache.state import Position, State
+from cache.store import Fill, Store
+from cache.values import canonical
+
+__all__ = ["Answer", "AsOf", "Group"]
+
+# How long a caller waits for the silo when there is an answer past its TTL to fall back on.
+_PATIENCE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """An answer before its verdict: what it is, the position it holds for, and how new that is known to be.
+
+    `measured` tells a time read from the primary from one that is only the replica's word.
+    """
+
+    body: bytes
+    negative: bool
+    etag: int
+    epoch: str
+    seq: int
+    as_of_ms: float
+    age_ms: float
+    measured: bool
+    source: Source
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A valid entry, with the state that it was validated against."""
+
+    entry: Entry
+    state: State
+    now_ms: float
+
+    @property
+    def is_fresh(self) -> bool:
+        return self.now_ms < self.entry.fresh_ms
+
+    @property
+    def is_due(self) -> bool:
+        return self.now_ms >= self.entry.soft_ms
+
+
+class Group:
+    """Answers one lookup out of Redis, or out of the silo; any number of callers may ask at once.
+
+    Raises InvalidLookup when the definition does not fit the silo. `clock` gives seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        definition: LookupDefinition,
+        silo: Silo,
+        store: Store,
+        ring: KeyRing,
+        metrics: CacheMetrics,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        check_tags(definition, silo.tagger)
+        _, self.batch_sql = compile_sql(definition)
+        self.definition = definition
+        self._silo = silo
+        self._store = store
+        self._ring = ring
+        self._metrics = metrics
+        self._clock = clock
+        self._codec = Codec(definition.name, ring, personal=definition.personal)
+        self._hash = definition.hash.encode()
+        self._tables = tuple(definition.tags)
+
+    async def answer(
+        self, parameters: Mapping[str, object], *, timeout_s: float, min_as_of: AsOf | None = None
+    ) -> Answer:
+        """The answer to normalised parameters within `timeout_s`, at least as new as `min_as_of` if the silo is.
+
+        Raises SiloUnavailable when nothing could answer in time. A verdict of `cannot_tell` is an answer.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        started = time.perf_counter()
+        question = self._question(parameters)
+        wanted = min_as_of if min_as_of is not None and min_as_of.silo == self._silo.name else None
+        state, kept = await self._look_up(question, deadline)
+        if kept is not None and wanted is not None and not wanted.met_by(kept.state.epoch, kept.state.seq):
+            kept = None
+        if kept is not None and kept.is_fresh:
+            if kept.is_due:
+                self._silo.loader.refresh(self, question, at_least=kept.state.position)
+            found = self._from_kept(kept, "hit")
+        else:
+            try:
+                found = await self._load(question, state, kept, wanted, deadline)
+            except NotPrepared:
+                return self._not_prepared(started)
+            except SiloUnavailable:
+                self._metrics.unanswered.labels(self.definition.name).inc()
+                raise
+        return await self._judged(found, question, deadline, started)
+
+    def keep(self, question: Question, loaded: Loaded) -> None:
+        """Offer Redis what the silo answered."""
+        now_ms = self._store.now_ms()
+        if now_ms is None or loaded.position.definition != self._silo.tagger.definition:
+            self._metrics.fills.labels(self._silo.name, "definition" if now_ms is not None else "dropped").inc()
+            return
+        definition = self.definition
+        negative = loaded.body == b"[]"
+        ttl_s = min(definition.ttl_s, definition.negative_ttl_s) if negative else definition.ttl_s
+        soft_s = min(definition.soft_ttl_s, ttl_s)
+        entry = Entry(
+            seq=loaded.position.seq,
+            committed_ms=int(loaded.applied_at.timestamp() * 1000),
+            soft_ms=int(now_ms + soft_s * 1000),
+            fresh_ms=int(now_ms + ttl_s * 1000),
+            etag=self._etag(loaded.body),
+            negative=negative,
+            body=loaded.body,
+        )
+        key = self._store.entry_key(loaded.position.epoch, question.digest)
+        life_ms = int((ttl_s + definition.stale_for_s) * 1000)
+        value = self._codec.pack(entry, key)
+        self._store.offer(Fill(loaded.position, key, value, question.tags, life_ms, question.replace))
+
+    # Redis
+
+    async def _look_up(self, question: Question, deadline: float) -> tuple[State | None, _Kept | None]:
+        """The silo's state, if this process may use the cache, and the entry, if it counts."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                reading = await self._store.read(question.digest, question.tags)
+        except TimeoutError:
+            return None, None
+        if reading is None or reading.state is None:
+            return None, None
+        if reading.state.position.definition != self._silo.tagger.definition:
+            # The tags in Redis were made in another way: they say nothing about ours.
+            return None, None
+        now_ms = self._store.now_ms()
+        if reading.raw is None or now_ms is None:
+            return reading.state, None
+        try:
+            entry = self._codec.unpack(reading.raw, reading.key)
+        except Broken as broken:
+            self._metrics.broken.labels(self.definition.name, broken.reason).inc()
+            question.replace = True
+            return reading.state, None
+        valid = entry.seq >= reading.newest
+        return reading.state, _Kept(entry, reading.state, now_ms) if valid else None
+
+    def _from_kept(self, kept: _Kept, source: Source) -> _Found:
+        age_ms = (self._store.now_ms() or kept.now_ms) - kept.state.time_ms
+        entry, state = kept.entry, kept.state
+        return _Found(
+            entry.body, entry.negative, entry.etag, state.epoch, state.seq, state.time_ms, age_ms, True, source
+        )
+
+    # The silo
+
+    async def _load(
+        self, question: Question, state: State | None, kept: _Kept | None, wanted: AsOf | None, deadline: float
+    ) -> _Found:
+        """Ask the silo; an entry past its TTL is served instead, marked stale, when that fails or takes long."""
+        at_least = state.position if state is not None else None
+        limit = deadline if kept is None else min(deadline, asyncio.get_running_loop().time() + _PATIENCE_S)
+        # What Redis does not know of yet, a replica hardly does either.
+        primary = wanted is not None and not (state is not None and wanted.met_by(state.epoch, state.seq))
+        try:
+            async with asyncio.timeout_at(limit):
+                loaded = await self._silo.loader.load(self, question, at_least=at_least, primary=primary)
+                if wanted is not None and not primary and not _meets(loaded.position, wanted):
+                    primary = True
+                    loaded = await self._silo.loader.load(self, question, primary=True)
+        except (TimeoutError, SiloUnavailable) as error:
+            if kept is not None:
+                return self._from_kept(kept, "stale")
+            raise error if isinstance(error, SiloUnavailable) else SiloUnavailable("the deadline passed") from None
+        return self._from_loaded(loaded, "bypass" if state is None or primary else "miss")
+
+    def _from_loaded(self, loaded: Loaded, source: Source) -> _Found:
+        """How new a snapshot is: the primary's is of its own moment; a replica's has at least what Redis knows of."""
+        position = loaded.position
+        if loaded.from_primary:
+            as_of_ms, measured = loaded.now.timestamp() * 1000, True
+            age_ms = self._clock() * 1000 - as_of_ms
+        else:
+            latest, now_ms = self._store.latest, self._store.now_ms()
+            measured = latest is not None and position.epoch == latest.epoch and position.seq >= latest.seq
+            if measured and latest is not None and now_ms is not None:
+                as_of_ms, age_ms = latest.time_ms, now_ms - latest.time_ms
+            else:
+                as_of_ms = loaded.applied_at.timestamp() * 1000
+                age_ms = self._clock() * 1000 - as_of_ms
+        negative = loaded.body == b"[]"
+        etag = self._etag(loaded.body)
+        return _Found(loaded.body, negative, etag, position.epoch, position.seq, as_of_ms, age_ms, measured, source)
+
+    # The answer
+
+    async def _judged(self, found: _Found, question: Question, deadline: float, started: float) -> Answer:
+        verdict, reason = await self._silo.judge(
+            negative=found.negative,
+            epoch=found.epoch,
+            seq=found.seq,
+            tags=question.tags,
+            tables=self._tables,
+            max_age_s=self.definition.max_age_s,
+            deadline=deadline,
+        )
+        age_ms = max(found.age_ms, 0.0)
+        time_of = dt.datetime.fromtimestamp(found.as_of_ms / 1000, dt.UTC)
+        self._count(found.source, verdict, started)
+        return Answer(
+            verdict=verdict,
+            results=found.body,
+            as_of=AsOf(self._silo.name, found.epoch, found.seq, time_of),
+            etag=f'W/"{found.etag:016x}{verdict[0]}"',
+            age_s=age_ms / 1000,
+            staleness_bound_ms=int(age_ms) + 1 if found.measured else None,
+            source=found.source,
+            reason=reason,
+        )
+
+    def _not_prepared(self, started: float) -> Answer:
+        self._count("bypass", "cannot_tell", started)
+        as_of = AsOf(self._silo.name, "none", 0)
+        return Answer("cannot_tell", b"[]", as_of, 'W/"none"', 0.0, None, "bypass", "not_loaded")
+
+    def _count(self, source: Source, verdict: str, started: float) -> None:
+        self._metrics.answers.labels(self.definition.name, source, verdict).inc()
+        self._metrics.seconds.labels(self.definition.name, source).observe(time.perf_counter() - started)
+
+    def _etag(self, body: bytes) -> int:
+        # A plain hash of a personal answer, kept beside it in the clear, would let anyone test a guess.
+        return int.from_bytes(self._ring.hmac(b"etag", self._hash, body)[:8], "big")
+
+    # The question
+
+    def _question(self, parameters: Mapping[str, object]) -> Question:
+        values = tuple(parameters.get(name) for name in self.definition.parameters)
+        digest = self._ring.hmac(b"key", self._hash, *(canonical(value).encode() for value in values)).hex()
+        tags: list[str] = []
+        for table, rule in self.definition.tags.items():
+            tags += self._tags(table, rule, parameters)
+        return Question(digest, values, tuple(tags))
+
+    def _tags(self, table: str, rule: TagRule, parameters: Mapping[str, Any]) -> list[str]:
+        tagger = self._silo.tagger
+        if isinstance(rule, TableTag):
+            return [tagger.table_tag(table)]
+        values = [parameters.get(name) for name in rule_parameters(rule)]
+        if any(value is None for value in values):
+            # An optional parameter left out: what the answer hangs on cannot be narrowed down.
+            return [tagger.table_tag(table)]
+        if isinstance(rule, CircleTag):
+            easting, northing, metres = (float(str(value)) for value in values)
+            return tagger.circle_tags(table, rule.index, easting, northing, metres)
+        return [tagger.value_tag(table, rule.index, values)]
+
+
+def _meets(position: Position, wanted: AsOf) -> bool:
+    return wanted.met_by(position.epoch, position.seq)

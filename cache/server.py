@@ -1,0 +1,141 @@
+"""One Postgres server of a silo, behind a bounded pool that can only read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import asyncpg
+
+from cache.state import Position
+
+_CONNECT_TIMEOUT_S = 2.0
+_CLOSE_TIMEOUT_S = 1.0
+_UNDEFINED_TABLE = "42P01"
+
+
+class ServerFailed(Exception):
+    """The server could not be asked; another one may."""
+
+
+class Poisoned(Exception):
+    """The query fails because of a value in it, or takes too long; without that value it may not."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+
+class Refused(Exception):
+    """The query is wrong for this database, whatever the values."""
+
+    def __init__(self, sqlstate: str) -> None:
+        super().__init__(sqlstate)
+        self.sqlstate = sqlstate
+
+    @property
+    def table_missing(self) -> bool:
+        return self.sqlstate == _UNDEFINED_TABLE
+
+
+class Server:
+    """Asks one server. `label` names it in metrics without its password.
+
+    Errors carry an SQLSTATE and never the server's message, which may repeat a personal value.
+    """
+
+    def __init__(
+        self, url: str, *, silo: str, schema: str, role: str, statement_timeout_ms: int, connections: int
+    ) -> None:
+        self.label = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+        self.position: Position | None = None
+        self.errors = 0
+        self.ejected = False
+        self.in_flight = 0
+        self._url = url
+        self._connections = connections
+        self._settings = {
+            "application_name": f"silogate lookups of {silo}",
+            "search_path": schema,
+            "role": role,
+            "statement_timeout": str(statement_timeout_ms),
+            "default_transaction_read_only": "on",
+            "jit": "off",
+        }
+        self._pool: asyncpg.Pool | None = None
+
+    async def open(self) -> None:
+        """Make the pool. It connects when it is first asked, so a server that is down keeps nobody from starting."""
+        self._pool = await asyncpg.create_pool(
+            self._url,
+            min_size=0,
+            max_size=self._connections,
+            timeout=_CONNECT_TIMEOUT_S,
+            server_settings=self._settings,
+            # A lookup leaves nothing behind in its session, so a round trip to clean it after each one is saved.
+            reset=_leave_as_it_is,
+        )
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            with contextlib.suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await asyncio.wait_for(self._pool.close(), _CLOSE_TIMEOUT_S)
+            self._pool.terminate()
+
+    async def fetch(self, sql: str, arguments: Sequence[Any], *, timeout_s: float) -> list[asyncpg.Record]:
+        """The rows; raises ServerFailed, Poisoned or Refused."""
+        self.in_flight += 1
+        try:
+            return await self._fetch(sql, arguments, timeout_s)
+        finally:
+            self.in_flight -= 1
+
+    async def _fetch(self, sql: str, arguments: Sequence[Any], timeout_s: float) -> list[asyncpg.Record]:
+        if self._pool is None:
+            raise ServerFailed("not open")
+        failure: Exception
+        try:
+            async with asyncio.timeout(timeout_s), leased(self._pool) as connection:
+                try:
+                    rows: list[asyncpg.Record] = await connection.fetch(sql, *arguments)
+                    return rows
+                except asyncpg.PostgresError as error:
+                    failure = _failure(error.sqlstate or "")
+                except ValueError:
+                    failure = Poisoned("22000")  # the driver cannot even write the value
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            failure = ServerFailed(type(error).__name__)
+        # Raised out here so that the driver's error, and the values in its message, are not attached to it.
+        raise failure
+
+
+@contextlib.asynccontextmanager
+async def leased(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection of the pool. One that a time-out or a cancelled caller cut off in a query is thrown away.
+
+    Its state is not known then, and a hung server would not let us clean it: that would wait past any deadline.
+    """
+    connection = await pool.acquire()
+    try:
+        yield connection
+    except asyncpg.PostgresError:
+        raise
+    except BaseException:
+        connection.terminate()
+        raise
+    finally:
+        await pool.release(connection)
+
+
+def _failure(sqlstate: str) -> Exception:
+    if sqlstate.startswith("22") or sqlstate == "57014":
+        return Poisoned(sqlstate)
+    if sqlstate.startswith(("42", "3F", "25", "0A", "21")):
+        return Refused(sqlstate)
+    return ServerFailed(sqlstate)
+
+
+async def _leave_as_it_is(_connection: object) -> None:
+    return None
