@@ -1,0 +1,8 @@
+-- The box uses the index; the circle decides. OSGB36 is in metres, so Pythagoras is right at this size.
+select uprn::text as uprn, name, street_address, easting, northing,
+       round(sqrt((easting - :easting) * (easting - :easting) + (northing - :northing) * (northing - :northing)))::int as metres
+from toilet
+where easting between :easting - :metres and :easting + :metres
+  and northing between :northing - :metres and :northing + :metres
+  and (easting - :easting) * (easting - :easting) + (northing - :northing) * (northing - :northing) <= :metres * :metres
+order by metres, uprn

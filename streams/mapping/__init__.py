@@ -1,0 +1,1 @@
+"""Field tables between a case and a recipient, compiled and used in both directions."""
