@@ -1,0 +1,277 @@
+"""The operator's pages over a real database: who gets in, what they show, and what they never show."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from gateway.admin.pages import add_pages
+from gateway.audit import Detail
+from gateway.auth import ApiKeys
+from gateway.dev.addresses import Database
+from tests.integration import operator_rows as rows
+
+PAGES = ("/admin/", "/admin/flow", "/admin/cases", "/admin/parked", "/admin/effects", "/admin/rejects", "/admin/audit")
+
+
+class Audited:
+    """Keeps what the pages want to have audited."""
+
+    def __init__(self) -> None:
+        self.actions: list[tuple[str, str]] = []
+
+    async def record(
+        self, *, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail
+    ) -> None:
+        self.actions.append((action, actor))
+
+
+@dataclass
+class Operated:
+    pool: asyncpg.Pool
+    keys: ApiKeys
+    audit: Audited = field(default_factory=Audited)
+    digest: Callable[..., bytes] = lambda *_: b"k" * 16
+
+
+@dataclass
+class Operator:
+    """A browser with the pages in front of it, not signed in."""
+
+    http: aiohttp.ClientSession
+    url: str
+    context: Operated
+    key: str
+
+    async def sign_in(self, key: str | None = None, **headers: str) -> aiohttp.ClientResponse:
+        return await self.http.post(
+            f"{self.url}/admin/login", data={"key": key or self.key}, headers=headers, allow_redirects=False
+        )
+
+    async def read(self, path: str, status: int = 200) -> str:
+        async with self.http.get(self.url + path, allow_redirects=False) as response:
+            assert response.status == status, await response.text()
+            return await response.text()
+
+
+@pytest.fixture
+async def pool(gateway_database: Database) -> AsyncIterator[asyncpg.Pool]:
+    async with asyncpg.create_pool(
+        gateway_database.url, min_size=1, max_size=4, server_settings={"search_path": "gateway"}
+    ) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def operator(pool: asyncpg.Pool) -> AsyncIterator[Operator]:
+    keys = ApiKeys(pool)
+    key = await keys.add("duty officer", ["admin:read"])
+    context = Operated(pool, keys)
+    app = web.Application()
+    add_pages(app, context)
+    runner = web.AppRunner(app, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    jar = aiohttp.CookieJar(unsafe=True)
+    async with aiohttp.ClientSession(cookie_jar=jar) as http:
+        yield Operator(http, f"http://127.0.0.1:{runner.addresses[0][1]}", context, key)
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def busy(operator: Operator) -> Operator:
+    """Signed in, with two cases in the database."""
+    async with operator.context.pool.acquire() as connection:
+        await rows.insert_rows(connection, operator.key.split("_")[1])
+    assert (await operator.sign_in()).status == 303
+    return operator
+
+
+async def test_strangers_see_the_login_page_only(operator: Operator) -> None:
+    """Without a session every page leads to the login page, and that page needs nothing."""
+    for path in PAGES:
+        async with operator.http.get(operator.url + path, allow_redirects=False) as response:
+            assert (response.status, response.headers["Location"]) == (303, "/admin/login")
+    assert "Sign in" in await operator.read("/admin/login")
+
+
+@pytest.mark.parametrize("path", ["/admin/static/../pages.py", "/admin/static/%2e%2e/pages.py", "/admin/static/../"])
+async def test_style_is_all_that_strangers_read_of_the_disk(operator: Operator, path: str) -> None:
+    """The open static folder cannot be left."""
+    async with operator.http.get(URL(operator.url + path, encoded=True), allow_redirects=False) as answer:
+        assert answer.status in (303, 403, 404)
+
+
+async def test_session_cookie_is_kept_to_the_pages(operator: Operator) -> None:
+    """The cookie is HttpOnly, SameSite=Strict and bound to /admin; it does not show the key; signing in is audited."""
+    response = await operator.sign_in()
+    cookie = response.headers["Set-Cookie"]
+    assert all(part in cookie for part in ("HttpOnly", "SameSite=Strict", "Path=/admin", "Max-Age=28800"))
+    assert operator.key not in cookie
+    assert [action for action, _ in operator.context.audit.actions] == ["admin.login"]
+
+
+async def test_a_key_without_the_scope_opens_nothing(operator: Operator) -> None:
+    """Only `admin:read` opens the pages; the refusal does not say whether the key exists."""
+    website = await operator.context.keys.add("website", ["cases:read", "lookups:*"])
+    refused = await operator.sign_in(website)
+    unknown = await operator.sign_in("sg_aaaaaaaaaaaa_" + "x" * 43)
+    assert refused.status == unknown.status == 400
+    assert "Set-Cookie" not in refused.headers
+    assert "scope admin:read" in await refused.text()
+    assert operator.context.audit.actions == []
+
+
+async def test_revoking_a_key_ends_its_sessions(operator: Operator) -> None:
+    """A session lives no longer than its key."""
+    await operator.sign_in()
+    await operator.read("/admin/")
+    await operator.context.keys.revoke(operator.key.split("_")[1])
+    await operator.read("/admin/", status=303)
+
+
+async def test_another_website_cannot_sign_an_operator_in_or_out(operator: Operator) -> None:
+    """Forms sent from elsewhere are refused, whichever way the browser says so."""
+    assert (await operator.sign_in(**{"Sec-Fetch-Site": "cross-site"})).status == 403
+    assert (await operator.sign_in(Origin="https://elsewhere.example")).status == 403
+    assert (await operator.sign_in(Origin=operator.url)).status == 303
+
+
+async def test_signing_out_ends_the_session(operator: Operator) -> None:
+    """After signing out the pages are closed again."""
+    await operator.sign_in()
+    await operator.http.post(f"{operator.url}/admin/logout", allow_redirects=False)
+    await operator.read("/admin/", status=303)
+
+
+async def test_every_page_keeps_itself_to_itself(busy: Operator) -> None:
+    """No cache, no frame, no inline script, no index."""
+    for path in PAGES:
+        async with busy.http.get(busy.url + path) as response:
+            text = await response.text()
+            assert response.headers["Cache-Control"] == "no-store"
+            policy = response.headers["Content-Security-Policy"]
+            assert "frame-ancestors 'none'" in policy
+            assert "unsafe" not in policy
+            assert "noindex" in response.headers["X-Robots-Tag"]
+            assert "<script>" not in text
+            assert "style=" not in text
+            assert "onclick" not in text
+
+
+async def test_no_page_shows_what_is_sealed(busy: Operator) -> None:
+    """Neither the sealed columns nor what they hold appear anywhere."""
+    asked = ("/admin/flow?q=" + what for what in (rows.LITTER_CORRELATION, "RAP-0000-BLCK"))
+    for path in (*PAGES, *asked):
+        text = await busy.read(path)
+        assert "Alex" not in text
+        assert "alex@" not in text
+        assert "sealed:" not in text
+
+
+async def test_overview_counts_what_is_there(busy: Operator) -> None:
+    """Cases by status, what waits, effects by state, each silo's last load."""
+    text = " ".join((await busy.read("/admin/")).split())
+    for figure, label in (("1", "in progress"), ("1", "parked cases"), ("1", "effects unknown"), ("1", "effects done")):
+        assert f'<span class="counts__number">{figure}</span>' in text
+        assert label in text
+    assert "unpublished events, the oldest for" in text
+    assert "street-team" in text
+    assert ">assets</th>" in text
+    assert 'href="/admin/rejects#assets">1</a>' in text
+    assert "never loaded" in text
+
+
+@pytest.mark.parametrize("asked", [rows.LITTER_CORRELATION, "RAP-7KQ2-93XD", "rap-7kq2-93xd", str(rows.LITTER)])
+async def test_one_timeline_from_request_to_recipient_and_back(busy: Operator, asked: str) -> None:
+    """Whatever a case is asked by, its moments come in the order in which they happened."""
+    text = await busy.read("/admin/flow?q=" + asked)
+    titles = (
+        "Case created: version 1",
+        "Version 1 published",
+        "Planned: confirmation by smtp",
+        "street-team has version 1",
+        "Attempt 1: confirmation by smtp",
+        "Done: confirmation by smtp",
+        "Polled back from street-team: version 2, status in_progress",
+        "Version 2 published",
+    )
+    places = [text.index(title) for title in titles]
+    assert places == sorted(places)
+    assert "effect.attempt" in text
+    assert "duty officer (key:" in text
+    assert "RAP-0000-BLCK" not in text
+
+
+async def test_an_unknown_effect_says_what_would_resolve_it(busy: Operator) -> None:
+    """Unknown is said plainly, with where to look, on the timeline and in the list."""
+    for path in (f"/admin/flow?q={rows.MAIL_UNKNOWN}", "/admin/effects?state=unknown"):
+        text = await busy.read(path)
+        assert "It may or may not have happened" in text
+        assert f"&lt;{rows.MAIL_UNKNOWN}@…&gt;" in text
+
+
+async def test_parked_and_unpublished_are_said(busy: Operator) -> None:
+    """The timeline of a case in trouble names consumer, stage, field and reason."""
+    text = await busy.read("/admin/flow?q=RAP-0000-BLCK")
+    assert "Parked at recipient.contractor" in text
+    assert "JobTitle" in text
+    assert "too_long" in text
+    assert "Version 1 waits to be published" in text
+    parked = await busy.read("/admin/parked")
+    assert "recipient.contractor" in parked
+    assert "key_is_no_case" in parked
+
+
+async def test_rejects_name_row_column_and_reason(busy: Operator) -> None:
+    """The newest complete load's rejected rows, per silo."""
+    text = await busy.read("/admin/rejects")
+    assert all(part in text for part in ("assets.csv", "CoordinateReferenceSystem", "must be OSGB36", "whole table"))
+
+
+@pytest.mark.parametrize("asked", ["%00", "nothing-known", "' or 1=1 --", "%F0%9F%92%A9", "x" * 5000, "%ED%A0%80"])
+async def test_odd_questions_find_nothing(busy: Operator, asked: str) -> None:
+    """Whatever is typed into the search, the page answers and finds nothing."""
+    text = await busy.read("/admin/flow?q=" + asked)
+    assert "RAP-" not in text
+    assert "RAP-7KQ2" in await busy.read("/admin/cases?after=" + asked)
+    assert "No case here" in await busy.read("/admin/cases?status=nothing")
+
+
+async def test_lists_go_on_where_they_ended(busy: Operator) -> None:
+    """Following `Older` shows each case once, newest first."""
+    async with busy.context.pool.acquire() as connection:
+        await connection.execute(
+            "insert into cases (id, reference, type, version, status, document, sealed, submitted_by, created_at)"
+            " select gen_random_uuid(), 'RAP-MANY-' || lpad(n::text, 4, '0'), 'public-toilet-problem', 1, 'open', '{}',"
+            " '', 'form', now() from generate_series(1, 120) n"
+        )
+    seen: list[str] = []
+    path: str | None = "/admin/cases?status=open"
+    while path:
+        text = await busy.read(path)
+        seen += _between(text, 'href="/admin/flow?q=', '"')
+        older = [link for link in _between(text, 'href="?', '"') if "after=" in link]
+        path = "/admin/cases?" + older[0].replace("&amp;", "&") if older else None
+    assert len(seen) == len(set(seen)) == 121
+    assert seen[-1] == "RAP-0000-BLCK"
+
+
+async def test_a_database_that_is_away_is_said(operator: Operator) -> None:
+    """The page says so with 503 instead of failing."""
+    await operator.sign_in()
+    await operator.read("/admin/")
+    await operator.context.pool.close()
+    text = await operator.read("/admin/", status=503)
+    assert "The database does not answer" in text
+
+
+def _between(text: str, before: str, after: str) -> list[Any]:
+    return [part.split(after)[0] for part in text.split(before)[1:]]
