@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
-from gateway.durations import Duration, Size
+from streams.durations import Duration, Size
 
 PREFIX = "SILOGATE_"
 _RECIPIENT = re.compile(r"^RECIPIENT_([A-Z0-9_]+)_URL$")
@@ -54,7 +54,7 @@ def _address(example: str, *schemes: str) -> AfterValidator:
 
 PostgresUrl = Annotated[SecretStr, _address("postgresql://user:password@host:5432/database", "postgresql", "postgres")]
 RedisUrl = Annotated[SecretStr, _address("redis://host:6379/0", "redis", "rediss")]
-SmtpUrl = Annotated[SecretStr, _address("smtp://host:25", "smtp", "smtps")]
+SmtpUrl = Annotated[SecretStr, _address("smtp://host:25", "smtp", "smtp+starttls", "smtps")]
 
 
 class Settings(BaseModel):
@@ -75,7 +75,9 @@ class Settings(BaseModel):
         default=12, description="partitions of a new topic; never change it later: cases would change their lane"
     )
     topic_replication: Annotated[int, Field(ge=1, le=9)] = Field(default=1, description="copies of a new topic")
-    smtp_url: SmtpUrl = Field(description="smtp://[user:password@]host[:port] or smtps://…")
+    smtp_url: SmtpUrl = Field(
+        description="smtp://host[:port], smtp+starttls://user:password@host or smtps://user:password@host"
+    )
     smtp_from: str = Field(default="no-reply@council.example", description="sender of e-mails")
     key_ring: SecretStr = Field(
         description="keys that seal personal data, `1:base64,2:base64`, the newest last; `silogate keys ring` makes one"
@@ -84,6 +86,7 @@ class Settings(BaseModel):
     silos: Path = Field(default=Path("deploy/silos"), description="folder of silo folders")
     silo_files: Path | None = Field(default=None, description="folders of source files by silo name; none: the silos")
     blobs: Path = Field(default=Path(".silogate/blobs"), description="folder of attachments, by content hash")
+    reports: Path = Field(default=Path(".silogate/reports"), description="folder of the rejects reports of loads")
     recipients: Mapping[str, PostgresUrl] = Field(
         default_factory=dict, description="database of each recipient: SILOGATE_RECIPIENT_<NAME>_URL"
     )

@@ -1,0 +1,1 @@
+"""The public routes, one file for each kind of resource."""

@@ -1,0 +1,180 @@
+"""`silogate serve`: everything one gateway process is made of, wired here and nowhere else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from importlib.metadata import version
+
+import structlog
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from cache.cases import UncachedLookup
+from cache.coherence import Invalidator
+from cache.group import Group
+from cache.link import RedisLink
+from cache.metrics import CacheMetrics
+from cache.silo import Silo
+from cache.store import Store
+from gateway import logs
+from gateway.admin.pages import add_pages
+from gateway.assembly import Assembly, NotReady, assembled, ensure_changes_topic
+from gateway.audit import Audit
+from gateway.auth import ApiKeys
+from gateway.blobs import Blobs
+from gateway.console import fail
+from gateway.context import Asker, Context
+from gateway.health import Health
+from gateway.live import Live
+from gateway.server import build_admin_app, build_public_app, drain, run_edge
+from gateway.serving import IN_FLIGHT
+from gateway.settings import InvalidSettings, Settings
+from gateway.stopping import stop_on_signals
+from gateway.telemetry import EdgeMetrics
+
+_CONNECTIONS = 20
+# How long a balancer may take to notice `not ready` before the port closes.
+_NOTICE_S = 0.5
+_LOOK_S = 0.05
+# For connections that have no request in flight when the ports close.
+_CUT_S = 1.0
+_log = structlog.get_logger("gateway.app")
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until SIGTERM; 0 after a clean stop, 1 or 2 when it could not start."""
+    logs.configure(settings.log_format)
+    try:
+        async with assembled(settings, name="silogate serve", connections=_CONNECTIONS) as assembly:
+            with stop_on_signals() as stop:
+                await _serve(assembly, stop)
+    except NotReady as error:
+        fail(*error.problems)
+    except InvalidSettings as error:
+        fail(*error.problems, code=2)
+    return 0
+
+
+async def _serve(assembly: Assembly, stop: asyncio.Event) -> None:
+    """Start what answers before what asks; stop in the opposite order."""
+    settings = assembly.settings
+    registry = CollectorRegistry()
+    metrics = CacheMetrics(registry)
+    link = RedisLink(settings.redis_url.get_secret_value(), metrics)
+    silos = {name: _silo(assembly, name, metrics) for name in assembly.folders.silos}
+    stores = {name: Store(name, silo.tagger.definition, link, metrics) for name, silo in silos.items()}
+    context = _context(assembly, registry, _groups(assembly, silos, stores, metrics), link)
+    try:
+        async with asyncio.TaskGroup() as background:
+            running = [background.create_task(run_edge(context), name="edge")]
+            running.append(background.create_task(_topic_exists(assembly), name="topic"))
+            for name, store in stores.items():
+                invalidator = Invalidator(name, settings.database_url.get_secret_value(), store, metrics)
+                parts = (store.run(), silos[name].run(), invalidator.run())
+                running += [background.create_task(part, name=f"silo {name}") for part in parts]
+            await _listen(context, stop)
+            for task in running:
+                task.cancel()
+    finally:
+        await link.close()
+
+
+async def _listen(context: Context, stop: asyncio.Event) -> None:
+    settings = context.settings
+    admin, public = build_admin_app(context), build_public_app(context)
+    add_pages(admin, context)
+    async with AsyncExitStack() as ports:
+        await _open_port(ports, admin, settings.admin_host, settings.admin_port)
+        site = await _open_port(ports, public, settings.host, settings.port)
+        context.health.start()
+        _log.info("serve.ready", port=settings.port, admin_port=settings.admin_port)
+        await stop.wait()
+        # not ready first, then no new connections, then the requests in flight end
+        _log.info("serve.draining")
+        drain(context)
+        await asyncio.sleep(_NOTICE_S)
+        await site.stop()
+        await _answered(public, settings.shutdown_grace)
+    _log.info("serve.stopped")
+
+
+async def _answered(app: web.Application, grace_s: float) -> None:
+    """Wait for what is in flight: once aiohttp shuts a connection down, it drops what the client still sends on it."""
+    deadline = asyncio.get_running_loop().time() + grace_s
+    while app[IN_FLIGHT].busy and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - once a process
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _open_port(ports: AsyncExitStack, app: web.Application, host: str, port: int) -> web.TCPSite:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CUT_S, handle_signals=False)
+    await runner.setup()
+    ports.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, host, port)
+    await site.start()
+    return site
+
+
+async def _topic_exists(assembly: Assembly) -> None:
+    """Make the topic if the workers have not: the event streams follow it. Kafka away is no reason not to serve."""
+    delay_s = 1.0
+    while True:
+        try:
+            await ensure_changes_topic(assembly)
+            return
+        except NotReady:
+            await asyncio.sleep(delay_s)
+            delay_s = min(30.0, delay_s * 2)
+
+
+def _silo(assembly: Assembly, name: str, metrics: CacheMetrics) -> Silo:
+    settings, declaration = assembly.settings, assembly.folders.silos[name]
+    return Silo(
+        name,
+        settings.database_url.get_secret_value(),
+        [url.get_secret_value() for url in settings.replica_urls],
+        assembly.taggers[name],
+        metrics,
+        max_age_s=declaration.max_age_s,
+        rejects_tolerated=declaration.rejects_tolerated,
+        role=settings.lookup_role,
+        statement_timeout_ms=int(settings.lookup_timeout * 1000),
+    )
+
+
+def _groups(
+    assembly: Assembly, silos: Mapping[str, Silo], stores: Mapping[str, Store], metrics: CacheMetrics
+) -> dict[str, Asker]:
+    groups: dict[str, Asker] = {}
+    for integration in assembly.integrations:
+        for lookup in integration.lookups:
+            definition = lookup.definition
+            if lookup.over_cases:
+                groups[lookup.name] = UncachedLookup(definition, assembly.pool, metrics)
+            else:
+                silo, store = silos[definition.silo], stores[definition.silo]
+                groups[lookup.name] = Group(definition, silo, store, assembly.ring, metrics)
+    return groups
+
+
+def _context(assembly: Assembly, registry: CollectorRegistry, groups: Mapping[str, Asker], link: RedisLink) -> Context:
+    settings, pool = assembly.settings, assembly.pool
+    edge = EdgeMetrics(registry, version("silogate"))
+    case_types = [one.case_type for one in assembly.integrations if one.case_type is not None]
+    return Context(
+        settings=settings,
+        pool=pool,
+        cases=assembly.cases,
+        lookups={lookup.name: lookup for one in assembly.integrations for lookup in one.lookups},
+        groups=groups,
+        keys=ApiKeys(pool),
+        audit=Audit(pool, metrics=edge),
+        blobs=Blobs(settings.blobs),
+        live=Live(pool, settings.kafka_bootstrap, assembly.topic, metrics=edge),
+        case_types={case_type.name: case_type for case_type in case_types},
+        integrations={one.name: one for one in assembly.integrations},
+        metrics=edge,
+        health=Health(pool, {"redis": lambda: link.call(lambda redis: redis.ping())}, metrics=edge),
+        digest=assembly.ring.hmac,
+    )

@@ -1,0 +1,243 @@
+"""The audit log: who asked or did what, to which case, with which outcome. Append-only, hash-chained, group-committed.
+
+Each writing process has its own chain, so writers never wait for each other. A row's hash covers its content and the
+hash before it: altering or removing a row breaks the chain at that row. Cutting rows off a chain's end leaves no trace
+in the chain itself; that needs a copy of the last hashes kept elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import orjson
+
+from gateway.telemetry import EdgeMetrics
+
+Detail = Mapping[str, Any]
+
+_START = bytes(32)
+_BATCH = 500
+_PAGE = 1000
+_INSERT = """
+insert into audit (chain, n, at, actor, action, subject, outcome, correlation_id, detail, previous, hash)
+select $1, r.n, r.at, r.actor, r.action, r.subject, r.outcome, r.correlation_id, r.detail::jsonb, r.previous, r.hash
+from unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
+            $10::bytea[], $11::bytea[])
+     as r(n, at, actor, action, subject, outcome, correlation_id, detail, previous, hash)
+"""
+_TIP = "select n, hash from audit where chain = $1 order by n desc limit 1"
+_CHAINS = "select distinct chain from audit order by chain"
+_READ = """
+select n, at, actor, action, subject, outcome, correlation_id, detail::text as detail, previous, hash
+from audit where chain = $1 and n > $2 order by n limit $3
+"""
+# What a database that is away or failing over raises; the waiting requests are refused, the writer goes on.
+_FAILED = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
+
+
+class AuditUnavailable(Exception):
+    """The row could not be committed in time. What it describes must not be acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one row says. `subject` is a case id or an HMAC, `detail` small facts: neither holds a personal value."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    outcome: str
+    correlation_id: str
+    detail: Detail
+
+    def hash(self, chain: UUID, n: int, previous: bytes) -> bytes:
+        """The row's link in the chain."""
+        content = [
+            str(chain),
+            n,
+            self.at.astimezone(UTC).isoformat(timespec="microseconds"),
+            self.actor,
+            self.action,
+            self.subject,
+            self.outcome,
+            self.correlation_id,
+            dict(self.detail),
+        ]
+        return hashlib.sha256(previous + orjson.dumps(content, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """The first row of a chain that does not follow from the one before it."""
+
+    chain: UUID
+    n: int
+    reason: str
+
+
+class Audit:
+    """Writes one chain: `record` returns when the row is committed, `run` is the only writer and owns the tip."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        chain: UUID | None = None,
+        *,
+        metrics: EdgeMetrics,
+        limit: int = 10_000,
+        timeout_s: float = 5.0,
+    ) -> None:
+        self.chain = chain or uuid4()
+        self._pool = pool
+        self._metrics = metrics
+        self._timeout_s = timeout_s
+        self._queue: asyncio.Queue[tuple[Row, asyncio.Future[None]]] = asyncio.Queue(limit)
+        self._tip: tuple[int, bytes] | None = None
+
+    async def record(
+        self, *, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail
+    ) -> None:
+        """Commits one row; raises AuditUnavailable if that was not done in time, whatever the reason."""
+        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        row = Row(
+            at=datetime.now(UTC),
+            actor=_storable(actor),
+            action=_storable(action),
+            subject=_storable(subject),
+            outcome=_storable(outcome),
+            correlation_id=_storable(correlation_id),
+            detail={_storable(name): _plain(value) for name, value in detail.items()},
+        )
+        try:
+            self._queue.put_nowait((row, committed))
+        except asyncio.QueueFull:
+            raise AuditUnavailable("too many rows are waiting") from None
+        self._metrics.audit_queue.set(self._queue.qsize())
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await committed
+        except TimeoutError:
+            raise AuditUnavailable("the row was not committed in time") from None
+
+    async def run(self) -> None:
+        """Writes until cancelled; then refuses what still waits."""
+        try:
+            while True:
+                batch = [await self._queue.get()]
+                while len(batch) < _BATCH and not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                await self._write(batch)
+        finally:
+            while not self._queue.empty():
+                _refuse([self._queue.get_nowait()], "the writer has stopped")
+
+    async def _write(self, batch: list[tuple[Row, asyncio.Future[None]]]) -> None:
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._commit([row for row, _ in batch])
+        except _FAILED:
+            # The commit may have happened although its answer was lost, so the tip is read again before the next row.
+            self._tip = None
+            self._metrics.audit_failures.inc(len(batch))
+            _refuse(batch, "the database did not commit the row")
+        except BaseException:
+            _refuse(batch, "the writer has stopped")
+            raise
+        else:
+            for _, committed in batch:
+                if not committed.done():
+                    committed.set_result(None)
+            self._metrics.audit_rows.inc(len(batch))
+            self._metrics.audit_commit.observe(time.perf_counter() - started)
+        self._metrics.audit_queue.set(self._queue.qsize())
+
+    async def _commit(self, rows: list[Row]) -> None:
+        if self._tip is None:
+            tip = await self._pool.fetchrow(_TIP, self.chain)
+            self._tip = (0, _START) if tip is None else (tip["n"], tip["hash"])
+        n, previous = self._tip
+        links: list[tuple[int, bytes, bytes]] = []
+        for row in rows:
+            n += 1
+            link = row.hash(self.chain, n, previous)
+            links.append((n, previous, link))
+            previous = link
+        await self._pool.execute(
+            _INSERT,
+            self.chain,
+            [number for number, _, _ in links],
+            [row.at for row in rows],
+            [row.actor for row in rows],
+            [row.action for row in rows],
+            [row.subject for row in rows],
+            [row.outcome for row in rows],
+            [row.correlation_id for row in rows],
+            [orjson.dumps(row.detail).decode() for row in rows],
+            [before for _, before, _ in links],
+            [link for _, _, link in links],
+        )
+        self._tip = (n, previous)
+
+
+def _storable(text: str) -> str:
+    # one text that the database does not take would fail the rows of everybody else in its group
+    return text.replace("\x00", "\N{SYMBOL FOR NULL}").encode(errors="replace").decode()
+
+
+def _plain(value: object) -> object:
+    """Only what comes back from a jsonb column as it went in, so that the hash can be computed again."""
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and abs(value) < 2**53):
+        return value
+    if isinstance(value, Mapping):
+        return {_storable(str(name)): _plain(below) for name, below in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(below) for below in value]
+    return _storable(str(value))
+
+
+def _refuse(batch: list[tuple[Row, asyncio.Future[None]]], reason: str) -> None:
+    for _, committed in batch:
+        if not committed.done():
+            committed.set_exception(AuditUnavailable(reason))
+
+
+async def verify(pool: asyncpg.Pool) -> list[Broken]:
+    """The first broken link of each chain that has one; empty when every chain holds together."""
+    broken = [await _verify_chain(pool, row["chain"]) for row in await pool.fetch(_CHAINS)]
+    return [link for link in broken if link is not None]
+
+
+async def _verify_chain(pool: asyncpg.Pool, chain: UUID) -> Broken | None:
+    n, previous = 0, _START
+    while rows := await pool.fetch(_READ, chain, n, _PAGE):
+        for row in rows:
+            if row["n"] != n + 1:
+                return Broken(chain, n + 1, "the row is missing")
+            if row["previous"] != previous:
+                return Broken(chain, row["n"], "the row does not name the hash before it")
+            if _stored(row).hash(chain, row["n"], previous) != row["hash"]:
+                return Broken(chain, row["n"], "the row was altered")
+            n, previous = row["n"], row["hash"]
+    return None
+
+
+def _stored(row: asyncpg.Record) -> Row:
+    return Row(
+        row["at"],
+        row["actor"],
+        row["action"],
+        row["subject"],
+        row["outcome"],
+        row["correlation_id"],
+        orjson.loads(row["detail"]),
+    )

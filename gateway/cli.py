@@ -1,0 +1,176 @@
+"""The console script `silogate`. Data goes to standard output, words for people to standard error.
+
+Exit codes: 0 all is well, 1 something failed, 2 called wrongly (usage or settings).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gateway.console import as_json, fail, say
+from gateway.settings import InvalidSettings, Settings, read_settings
+
+main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+keys_app = typer.Typer(no_args_is_help=True, help="API keys with scopes, and the key ring that seals personal data.")
+main.add_typer(keys_app, name="keys")
+
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def _settings() -> Settings:
+    try:
+        return read_settings()
+    except InvalidSettings as error:
+        fail(*error.problems, code=2)
+
+
+@main.command()
+def serve() -> None:
+    """Run the gateway: the public port and the admin port, until SIGTERM."""
+    from gateway.app import serve as run
+
+    raise typer.Exit(asyncio.run(run(_settings())))
+
+
+@main.command()
+def work() -> None:
+    """Run the workers: relay, recipients, flow, pollers and the effect ledger, until SIGTERM."""
+    from gateway.worker import work as run
+
+    raise typer.Exit(asyncio.run(run(_settings())))
+
+
+@main.command()
+def load(
+    name: Annotated[str, typer.Argument(help="The silo to load.")],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read, check and compare; change nothing.")] = False,
+    allow_deletions: Annotated[bool, typer.Option("--allow-deletions", help="Accept the rows that are gone.")] = False,
+    json: Json = False,
+) -> None:
+    """Read a silo's source into its replica: one transaction, rejects with their reasons."""
+    from gateway.loading import load_silo
+
+    raise typer.Exit(
+        asyncio.run(load_silo(_settings(), name, dry_run=dry_run, allow_deletions=allow_deletions, json=json))
+    )
+
+
+@main.command()
+def check(
+    path: Annotated[Path, typer.Argument(help="An integration folder, or a folder of them.")] = Path(
+        "deploy/integrations"
+    ),
+    *,
+    silos: Annotated[Path, typer.Option(help="The folder of silo folders.")] = Path("deploy/silos"),
+    json: Json = False,
+) -> None:
+    """Read integration and silo folders; name file, line and field of each mistake."""
+    from gateway.integrations import read_folders
+
+    found = read_folders(path, silos)
+    if json:
+        as_json({"integrations": found.names, "silos": sorted(found.silos), "problems": found.as_rows()})
+    else:
+        for problem in found.problems:
+            say(str(problem))
+        say(found.summary())
+    raise typer.Exit(1 if found.problems else 0)
+
+
+@main.command()
+def doctor(*, json: Json = False) -> None:
+    """Connect to each dependency; say its version, its lag and what is wrong."""
+    from gateway.doctor import examine
+
+    raise typer.Exit(asyncio.run(examine(_settings(), json=json)))
+
+
+@main.command()
+def settings(*, json: Json = False) -> None:
+    """List every setting with its default; values are never printed."""
+    rows = [
+        {
+            "name": f"SILOGATE_{name.upper()}" if name != "recipients" else "SILOGATE_RECIPIENT_<NAME>_URL",
+            "default": None if field.is_required() else str(field.get_default(call_default_factory=True)),
+            "description": field.description,
+        }
+        for name, field in Settings.model_fields.items()
+    ]
+    if json:
+        as_json(rows)
+        return
+    for row in rows:
+        default = "required" if row["default"] is None else f"default {row['default'] or 'empty'}"
+        typer.echo(f"{row['name']}\n    {row['description']} ({default})")
+
+
+@main.command()
+def demo(*, check: Annotated[bool, typer.Option("--check", help="Walk the journey and exit.")] = False) -> None:
+    """Start a running council on real servers: form, operator's page, metrics. Ctrl-C stops everything."""
+    from gateway.dev.demo import run_demo
+
+    raise typer.Exit(asyncio.run(run_demo(check=check)))
+
+
+@keys_app.command("add")
+def keys_add(
+    name: Annotated[str, typer.Argument(help="Who holds the key, such as `website`.")],
+    scope: Annotated[list[str], typer.Option("--scope", help="May be repeated, such as lookups:* or cases:write.")],
+    *,
+    json: Json = False,
+) -> None:
+    """Make an API key. It is shown once; only its hash is kept."""
+    from gateway.keys import add
+
+    raise typer.Exit(asyncio.run(add(_settings(), name, scope, json=json)))
+
+
+@keys_app.command("list")
+def keys_list(*, json: Json = False) -> None:
+    """List the API keys, without their secrets."""
+    from gateway.keys import show
+
+    raise typer.Exit(asyncio.run(show(_settings(), json=json)))
+
+
+@keys_app.command("revoke")
+def keys_revoke(key_id: Annotated[str, typer.Argument(help="The id that `keys list` shows.")]) -> None:
+    """Revoke an API key; every gateway refuses it within five seconds."""
+    from gateway.keys import revoke
+
+    raise typer.Exit(asyncio.run(revoke(_settings(), key_id)))
+
+
+@keys_app.command("ring")
+def keys_ring() -> None:
+    """Print a new key ring for SILOGATE_KEY_RING. Keep it as you keep the database's backup, and apart from it."""
+    import base64
+    import secrets
+
+    typer.echo(f"1:{base64.b64encode(secrets.token_bytes(32)).decode()}")
+
+
+def _add_dev() -> None:
+    # `silogate dev` needs the extra `dev`; an installation without it has the command's explanation instead.
+    try:
+        from gateway.dev.cli import dev_app
+    except ModuleNotFoundError as error:
+        missing = error.name
+
+        @main.command()
+        def dev() -> None:
+            """Development servers; not installed here (pip install 'silogate[dev]')."""
+            fail(f"`silogate dev` needs the package {missing}: pip install 'silogate[dev]'", code=2)
+    else:
+        main.add_typer(dev_app, name="dev")
+
+
+_add_dev()
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""What the command line says: data to standard output, words to standard error, colour only on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import orjson
+import typer
+from rich.console import Console
+
+# rich honours NO_COLOR and falls back to plain text where there is no terminal
+people = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal; never part of a command's data."""
+    people.print(text, markup=False)
+
+
+def as_json(value: Any) -> None:
+    """Print one JSON document on standard output."""
+    typer.echo(orjson.dumps(value, option=orjson.OPT_INDENT_2, default=str).decode())
+
+
+def fail(*problems: str, code: int = 1) -> NoReturn:
+    """Name what is wrong and leave with an exit code."""
+    for problem in problems:
+        people.print(
+            f"[red]✗[/] {escape(problem)}" if people.is_terminal else f"error: {problem}", markup=people.is_terminal
+        )
+    raise typer.Exit(code)
+
+
+def escape(text: str) -> str:
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)

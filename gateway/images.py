@@ -1,0 +1,93 @@
+"""What an image's own first bytes say it is: the media type a caller declares is a claim, not a fact."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MEDIA_TYPES = ("image/jpeg", "image/png", "image/webp")
+# Larger ones are not photographs of anything: they are made to exhaust whoever decodes them.
+_MAX_SIDE = 20_000
+_MAX_PIXELS = 120_000_000
+# Start-of-frame markers: all of C0..CF but DHT, JPG and DAC.
+_JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A decoded header."""
+
+    media_type: str
+    width: int
+    height: int
+
+    @property
+    def is_plausible(self) -> bool:
+        """A picture that a person may have taken, by its size."""
+        sides = 0 < self.width <= _MAX_SIDE and 0 < self.height <= _MAX_SIDE
+        return sides and self.width * self.height <= _MAX_PIXELS
+
+
+def decode_header(content: bytes | bytearray) -> Image | None:
+    """The image that the bytes begin with, or None when they are no JPEG, PNG or WebP with a sound header."""
+    for media_type, size_of in _FORMATS:
+        size = size_of(content)
+        if size is not None:
+            return Image(media_type, *size)
+    return None
+
+
+def _png(content: bytes | bytearray) -> tuple[int, int] | None:
+    if content[:16] != b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" or len(content) < 33:
+        return None
+    if zlib.crc32(content[12:29]) != int.from_bytes(content[29:33], "big"):
+        return None
+    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+
+
+def _jpeg(content: bytes | bytearray) -> tuple[int, int] | None:
+    if content[:3] != b"\xff\xd8\xff":
+        return None
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker = content[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker in _JPEG_ALONE:
+            at += 2
+            continue
+        if marker in _JPEG_FRAMES:
+            frame = content[at + 5 : at + 9]
+            return (int.from_bytes(frame[2:], "big"), int.from_bytes(frame[:2], "big")) if len(frame) == 4 else None
+        length = int.from_bytes(content[at + 2 : at + 4], "big")
+        if length < 2 or marker in (0xD9, 0xDA):
+            return None
+        at += 2 + length
+    return None
+
+
+def _webp(content: bytes | bytearray) -> tuple[int, int] | None:
+    if content[:4] != b"RIFF" or content[8:12] != b"WEBP" or len(content) < 30:
+        return None
+    # the container says how long it is; a longer file carries something else behind the picture
+    if int.from_bytes(content[4:8], "little") + 8 not in (len(content), len(content) - 1):
+        return None
+    kind, body = bytes(content[12:16]), content[20:30]
+    if kind == b"VP8X":
+        return int.from_bytes(body[4:7], "little") + 1, int.from_bytes(body[7:10], "little") + 1
+    if kind == b"VP8L" and body[0] == 0x2F:
+        bits = int.from_bytes(body[1:5], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if kind == b"VP8 " and body[3:6] == b"\x9d\x01\x2a":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    return None
+
+
+_FORMATS: tuple[tuple[str, Callable[[bytes | bytearray], tuple[int, int] | None]], ...] = (
+    ("image/jpeg", _jpeg),
+    ("image/png", _png),
+    ("image/webp", _webp),
+)
