@@ -23,7 +23,7 @@ demo: $(READY) ## start everything and print three addresses; CHECK=1 walks the 
 	@$(BIN)/silogate demo $(if $(CHECK),--check)
 
 test: $(READY) ## run the test suite against real servers
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(READY) ## lint, types and import contracts
 	@$(BIN)/ruff check .
@@ -43,7 +43,7 @@ lock: $(READY) ## rewrite requirements.lock (needs uv)
 	  --extra dev --extra test pyproject.toml -o requirements.lock
 
 clean: ## remove what the project made: the environment, data, caches
-	@if [ -x $(BIN)/silogate ]; then $(BIN)/silogate dev down >/dev/null 2>&1 || true; fi
+	@if [ -x $(BIN)/silogate ]; then $(BIN)/silogate dev down --delete >/dev/null 2>&1 || true; fi
 	@rm -rf $(VENV) .silogate .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist bench.json
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Verdict = Literal["found", "not_found", "cannot_tell"]
@@ -52,7 +52,7 @@ class Answer:
     """
 
     verdict: Verdict
-    results: bytes
+    results: bytes = field(repr=False)
     as_of: AsOf
     etag: str
     age_s: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cache.seal import KeyRing, Unsealable
 
@@ -33,7 +33,7 @@ class Entry:
     fresh_ms: int
     etag: int
     negative: bool
-    body: bytes
+    body: bytes = field(repr=False)
 
 
 class Codec:

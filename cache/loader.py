@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import asyncpg
@@ -44,7 +44,7 @@ class Question:
     """
 
     digest: str
-    values: tuple[Any, ...]
+    values: tuple[Any, ...] = field(repr=False)
     tags: tuple[str, ...]
     replace: bool = False
 
@@ -53,7 +53,7 @@ class Question:
 class Loaded:
     """An answer out of the silo, with the position of the snapshot that it was read in."""
 
-    body: bytes
+    body: bytes = field(repr=False)
     position: Position
     applied_at: dt.datetime
     now: dt.datetime

@@ -49,7 +49,7 @@ class Server:
     def __init__(
         self, url: str, *, silo: str, schema: str, role: str, statement_timeout_ms: int, connections: int
     ) -> None:
-        self.label = url.partition("://")[2].partition("/")[0].rpartition("@")[2]
+        self.label = url.partition("://")[2].rpartition("@")[2].partition("/")[0].partition("?")[0]
         self.position: Position | None = None
         self.errors = 0
         self.ejected = False

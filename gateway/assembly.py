@@ -18,6 +18,7 @@ from gateway.settings import InvalidSettings, Settings
 from streams import failpoints
 from streams.casekeys import CaseKeys
 from streams.cases import Cases
+from streams.outages import DATABASE_ERRORS
 from streams.silos.schema import prepare as prepare_silo
 from streams.sql.migrate import migrate
 from streams.topics import ensure_topics
@@ -84,7 +85,7 @@ async def assembled(settings: Settings, *, name: str, connections: int) -> Async
     ring = _ring(settings)
     try:
         await prepare(settings, folders)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DATABASE_ERRORS as error:
         # never the driver's whole text: an address may hold a password
         raise NotReady([f"PostgreSQL cannot be used ({type(error).__name__}); `silogate doctor` says more"]) from None
     taggers = {silo: tagger_of(found, ring.hmac_key, ring.hmac_key_id) for silo, found in folders.silos.items()}

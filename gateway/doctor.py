@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from gateway.console import as_json, people
 from gateway.integrations import read_folders
 from gateway.settings import Settings
+from streams.outages import DATABASE_ERRORS
 from streams.silos.declaration import SiloDeclaration
 from streams.sinks.notifications.smtp import BadServer, MailServer
 
@@ -88,9 +89,7 @@ async def _guarded(name: str, check: Callable[[Finding], Awaitable[None]]) -> Fi
     except TimeoutError:
         finding.problems.append(f"did not answer within {_DEADLINE_S:g} s: check its address and the network between")
     except (
-        OSError,
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
+        *DATABASE_ERRORS,
         RedisError,
         KafkaError,
         aiosmtplib.SMTPException,

@@ -225,6 +225,8 @@ class Live:
             self._say_tailing(now - heard < _SILENT_S)
 
     def _say_tailing(self, tailing: bool) -> None:
+        if tailing != self._tailing:
+            log.log(logging.INFO if tailing else logging.WARNING, "live.tail_%s", "up" if tailing else "down")
         self._tailing = tailing
         self._metrics.live_tail_up.set(tailing)
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
-import asyncpg
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from gateway.assembly import Assembly, NotReady, assembled
 from gateway.console import as_json, fail, people, say
 from gateway.integrations import value_types
 from gateway.settings import InvalidSettings, Settings
+from streams.outages import DATABASE_ERRORS
 from streams.silos import SiloError
 from streams.silos.load import LoadSummary, load
 from streams.silos.progress import LoadProgress, OnProgress, silent
@@ -29,7 +29,7 @@ async def load_silo(settings: Settings, name: str, *, dry_run: bool, allow_delet
         fail(*error.problems, code=2)
     except SiloError as error:
         fail(f"{name}: {error}", f"{name}: nothing was changed; lookups go on with the last good image")
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except DATABASE_ERRORS as error:
         fail(f"{name}: the database cannot be used ({type(error).__name__}); nothing was changed")
     if json:
         as_json({"silo": name, **asdict(summary)})

@@ -32,8 +32,8 @@ _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), 0x7F, *range(0x80
     0x2028: "\\u2028",
     0x2029: "\\u2029",
 }
-# Their own lines at INFO are about every poll and every reconnect.
-_NOISY = {"aiokafka": logging.ERROR, "aiohttp.access": logging.WARNING, "asyncio": logging.WARNING}
+# A broker that is away is dozens of their lines a second; ours, and the metrics, say it once.
+_NOISY = {"aiokafka": logging.CRITICAL, "aiohttp.access": logging.WARNING, "asyncio": logging.WARNING}
 
 
 def configure(form: Literal["auto", "json", "console"] = "auto", *, stream: TextIO | None = None) -> None:
@@ -54,7 +54,7 @@ def configure(form: Literal["auto", "json", "console"] = "auto", *, stream: Text
         processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.WriteLoggerFactory(file=out),
-        cache_logger_on_first_use=True,
+        cache_logger_on_first_use=False,
     )
 
 

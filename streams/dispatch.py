@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-import asyncpg
-
 from streams.errors import Fenced, Misconfigured, Rejected, Retryable, Unavailable
 from streams.events import CaseEvent
 from streams.failpoints import reach
@@ -19,12 +17,11 @@ from streams.fence import Fence
 from streams.handlers import BatchHandler, CaseHandler
 from streams.lanes import Item, Lane, Lanes, Stray, Verdict, Work
 from streams.metrics import StreamMetrics
+from streams.outages import DATABASE_ERRORS
 from streams.parking import Parking
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)
-
-DATABASE_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
 
 _LEAST_DELAY_S = 0.01
 

@@ -17,20 +17,6 @@ import asyncpg
 from streams.effects import Attempt, HeldEffect, Outcome, UnknownEffect, Verdict
 from streams.sinks import LeaseLost
 
-# What a database raises that is away, starting, failing over or out of connections: it will be back.
-DATABASE_AWAY = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # what asyncpg 0.32 makes of some connections that are cut in mid-query
-    asyncpg.exceptions.OperatorInterventionError,
-    asyncpg.exceptions.ObjectNotInPrerequisiteStateError,  # the database does not accept connections now
-    asyncpg.exceptions.InsufficientResourcesError,
-    asyncpg.exceptions.TransactionRollbackError,
-    asyncpg.exceptions.ReadOnlySQLTransactionError,
-    OSError,
-    TimeoutError,
-)
-
 _CLAIM = """
 with due as (
     select effect_id, owner as previous from effect

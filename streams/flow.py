@@ -16,12 +16,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from streams.casekeys import CaseKeys, Erased, KeyMissing, open_personal
 from streams.declared import Document, InvalidDeclaration, Problem, read
-from streams.effect_store import DATABASE_AWAY
 from streams.effects import PlannedEffect, bound_payload, effect_id
 from streams.errors import Rejected, Unavailable
 from streams.events import CaseEvent
 from streams.failpoints import reach
 from streams.fence import Fence
+from streams.outages import DATABASE_AWAY
 
 EventType = Literal["case.created", "case.updated", "case.noted", "case.attached"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,62}$")]

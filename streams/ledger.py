@@ -24,9 +24,10 @@ import orjson
 from streams.audit import AuditLog
 from streams.casekeys import CaseKeys, Erased
 from streams.effect_metrics import EffectMetrics
-from streams.effect_store import DATABASE_AWAY, EffectStore, unknown
+from streams.effect_store import EffectStore, unknown
 from streams.effects import HeldEffect, Verdict, bound_payload, bound_request
 from streams.failpoints import reach
+from streams.outages import DATABASE_AWAY
 from streams.sealing import Sealer
 from streams.settlement import AuditMissing, Patience, Settlement
 from streams.sinks import Ambiguous, LeaseLost, NotSent, Order, Sink

@@ -23,6 +23,7 @@ from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLarg
 from streams.caserows import BUCKETS, OUTBOX_CHANNEL
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
+from streams.outages import DATABASE_ERRORS
 from streams.waiting import first_of, set_within
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class Relay:
                 try:
                     async with self._pool.acquire(timeout=self._limits.statement_timeout_s) as connection:
                         await self._relay(connection, stop)
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+                except DATABASE_ERRORS as error:
                     await self._failed("database", error, stop)
         finally:
             await self._discard_producer()
@@ -159,7 +160,7 @@ class Relay:
             await self._own(connection, stop)
         finally:
             # The pool ends the locks when the connection comes back; the listener it would complain about.
-            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+            with suppress(*DATABASE_ERRORS):
                 await connection.remove_listener(OUTBOX_CHANNEL, wake)
 
     async def _own(self, connection: asyncpg.Connection, stop: asyncio.Event) -> None:

@@ -4,11 +4,12 @@ import asyncio
 import logging
 from uuid import UUID
 
-from streams.dispatch import DATABASE_ERRORS, Dispatcher
+from streams.dispatch import Dispatcher
 from streams.errors import Rejected, Unavailable
 from streams.failpoints import reach
 from streams.fence import Fence
 from streams.lanes import Verdict
+from streams.outages import DATABASE_ERRORS
 from streams.parking import ParkedEvent, Parking
 
 log = logging.getLogger(__name__)

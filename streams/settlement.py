@@ -16,8 +16,9 @@ from typing import Protocol, TypeVar
 
 from streams.audit import AuditLog, Detail
 from streams.effect_metrics import EffectMetrics
-from streams.effect_store import DATABASE_AWAY, EffectStore
+from streams.effect_store import EffectStore
 from streams.effects import HeldEffect, Verdict
+from streams.outages import DATABASE_AWAY
 
 ATTEMPT = "effect.attempt"
 # Only for an attempt that was taken for lost, `unknown`, until its worker came back with the provider's answer.

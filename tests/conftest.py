@@ -30,13 +30,16 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     Here and not in a fixture, because the first run fetches Kafka, which on a slow line takes longer than the time-out
     of a test, and because its progress can be shown here.
     """
-    wanted = any({"stack", "servers"} & set(getattr(item, "fixturenames", ())) for item in session.items)
+    # the session that only hands tests out to others (pytest -n) has no items
+    items = getattr(session, "items", ())
+    wanted = any({"stack", "servers"} & set(getattr(item, "fixturenames", ())) for item in items)
     if not wanted or session.config.option.collectonly:
         return (yield)
 
     def show(_server: str, text: str) -> None:
-        if text.startswith("fetching"):
-            print(f"\r{text} ", end="", file=sys.__stderr__, flush=True)
+        if text.startswith("fetching") and sys.__stderr__ is not None:
+            end = "\r" if sys.__stderr__.isatty() else "\n"
+            print(text, end=end, file=sys.__stderr__, flush=True)
 
     try:
         with start_stack(_PROJECT / ".silogate" / f"test-{os.getpid()}", ephemeral=True, on_progress=show) as stack:

@@ -30,13 +30,14 @@ from gateway.admin.queries import QUERIES
 from gateway.admin.rendering import STATIC, add_security_headers, age, environment, page
 from gateway.audit import AuditUnavailable, Detail
 from gateway.auth import ApiKeys, Unauthenticated
+from streams.outages import DATABASE_ERRORS
 
 _PAGE = 50
 _LONGEST = 100
 _DEADLINE_S = 10.0
 _QUERY_S = 5.0
 # What a database that is away or failing over raises.
-_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, AuditUnavailable)
+_AWAY = (*DATABASE_ERRORS, AuditUnavailable)
 _NAVIGATION = (
     ("", "Overview"),
     ("flow", "What flowed where"),

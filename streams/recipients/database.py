@@ -11,11 +11,13 @@ from streams.errors import Misconfigured
 from streams.fence import RECIPIENT, RECIPIENT_TABLE_SQL
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import InvalidMapping
+from streams.outages import DATABASE_ERRORS
 from streams.recipients.refusals import of_connector
 from streams.recipients.tables import Statements, read_table
 
 _CONNECTIONS = 4
-_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, ValueError)
+# ValueError: what the driver calls an address it cannot read
+_ERRORS = (*DATABASE_ERRORS, ValueError)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,8 @@ import asyncpg
 from streams.casekeys import CaseKeys, open_personal
 from streams.errors import Misconfigured, Rejected
 from streams.events import CaseEvent
+from streams.outages import DATABASE_ERRORS
 from streams.sealing import Sealer
-
-_DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 Sealers = Mapping[UUID, Sealer | Rejected | None]
 
@@ -58,7 +57,7 @@ async def _sealers(keys: CaseKeys, connection: asyncpg.Connection, case_ids: set
     """The case keys; when the ring fails at some of them, those alone are refused."""
     try:
         return await keys.many(connection, case_ids)
-    except _DATABASE_ERRORS:
+    except DATABASE_ERRORS:
         raise
     except Exception:  # noqa: BLE001 - the ring raises errors of its own, for the first key that does not open
         return await _sealers_one_by_one(keys, connection, case_ids)
@@ -69,7 +68,7 @@ async def _sealers_one_by_one(keys: CaseKeys, connection: asyncpg.Connection, ca
     for case_id in case_ids:
         try:
             found |= await keys.many(connection, [case_id])
-        except _DATABASE_ERRORS:
+        except DATABASE_ERRORS:
             raise
         except Exception:  # noqa: BLE001 - as above
             found[case_id] = Rejected("the key ring does not open the case's key", "sealed")

@@ -26,6 +26,7 @@ from streams.errors import Misconfigured, Rejected, Retryable
 from streams.failpoints import reach
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import PollDeclaration, RecipientDeclaration
+from streams.outages import DATABASE_ERRORS
 from streams.recipients.database import RecipientDatabase
 from streams.recipients.metrics import RecipientMetrics
 from streams.recipients.observed import Known, Noted, Observation, known_of, position, settle
@@ -39,7 +40,6 @@ _LONGEST_DELAY_S = 60.0
 # The class of the advisory locks "this recipient is being polled"; the object is a hash of the recipient's name
 _LOCK_CLASS = 0x5110_9011
 _SHOWN = 60
-_DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 class Poller:
@@ -107,7 +107,7 @@ class Poller:
         except Retryable as error:
             ended = "unavailable"
             _log.warning("poll_unavailable", extra={"recipient": self.name, "reason": error.reason})
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             # the gateway's own database: it is away or restarting, and polling goes on when it is back
             ended = "unavailable"
             _log.warning("poll_unavailable", extra={"recipient": self.name, "reason": type(error).__name__})
@@ -148,7 +148,7 @@ class Poller:
                         last.remote_id,
                         timeout=self._timeout_s,
                     )
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             if isinstance(error, asyncpg.InvalidCachedStatementError):
                 self._database.forget()
             raise of_connector(error) from None

@@ -30,6 +30,7 @@ from streams.failpoints import reach
 from streams.fence import Fence, hold, register
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration
+from streams.outages import DATABASE_ERRORS
 from streams.recipients.candidates import Choice, MapEvent, choose
 from streams.recipients.database import Ready, RecipientDatabase
 from streams.recipients.links import Link, record
@@ -39,9 +40,6 @@ from streams.recipients.push import Held, Push
 from streams.recipients.refusals import of_connector, of_row
 
 Wanted = Callable[[CaseEvent, Dictionary[str, Any]], bool]
-
-# OSError: a time-out is one
-_DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 
 class PostgresRecipient:
@@ -77,7 +75,7 @@ class PostgresRecipient:
         try:
             async with asyncio.timeout(self._deadline_s), self._database.connection() as connection:
                 await register(connection, fence)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             raise of_connector(error) from None
 
     async def apply(self, events: Sequence[CaseEvent], fence: Fence) -> None:
@@ -119,7 +117,7 @@ class PostgresRecipient:
     async def _open(self, events: Sequence[CaseEvent]) -> dict[UUID, Opened | Rejected]:
         try:
             return await open_events(self._keys, self._gateway, events, timeout_s=self._gateway_timeout_s)
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             raise Unavailable(f"the gateway's database does not answer ({type(error).__name__})") from None
 
     def _is_mine(self, event: CaseEvent, opened: Opened | Rejected) -> bool:
@@ -142,7 +140,7 @@ class PostgresRecipient:
                     held = await (push.one_by_one() if halving else push.at_once())
                     reach("recipient.before_commit")
                 return held
-            except _DATABASE_ERRORS as error:
+            except DATABASE_ERRORS as error:
                 if isinstance(error, asyncpg.InvalidCachedStatementError):
                     self._database.forget()
                 if halving or of_row(error) is None:
@@ -158,7 +156,7 @@ class PostgresRecipient:
                 _links(mapping, choice, held),
                 timeout_s=self._gateway_timeout_s,
             )
-        except _DATABASE_ERRORS as error:
+        except DATABASE_ERRORS as error:
             raise Unavailable(f"the gateway's database does not answer ({type(error).__name__})") from None
 
     def _count(self, mine: Sequence[CaseEvent], choice: Choice, written: int) -> None:

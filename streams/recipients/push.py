@@ -22,6 +22,7 @@ class Row(NamedTuple):
 
 Held = dict[str, Row]
 
+# What a refused row raises: about the row, not about the connection.
 _ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 

@@ -97,7 +97,9 @@ create table poll_position (
     remote_id   text not null
 );
 
--- The state of one case at one recipient: what we pushed, where it is there.
+-- The state of one case at one recipient: what we pushed, where it is there. `remote_status` is the status it last had
+-- there, in the recipient's own words: what the poller compares with, so that a row which only changed because we wrote
+-- to it does not carry an old status over a newer one of ours.
 create table xref (
     recipient   text not null,
     case_id     uuid not null,
@@ -105,9 +107,11 @@ create table xref (
     version     bigint not null,
     state       text not null check (state in ('applied', 'parked')),
     mapping     text not null,
+    remote_status text,
     pushed_at   timestamptz not null,
     primary key (recipient, case_id)
 );
+create index xref_by_case on xref (case_id);
 
 -- A case whose head event failed at a consumer group: it and all its later events wait here, in order. Whoever adds an
 -- event or takes the last one away locks the case's row here first, so no event slips past.
@@ -221,6 +225,9 @@ create table audit (
     hash        bytea not null,
     primary key (chain, n)
 );
+create index audit_by_correlation on audit (correlation_id);
+create index audit_by_subject on audit (subject);
+create index audit_by_time on audit (at desc);
 create function audit_is_append_only() returns trigger language plpgsql as $$
 begin
     raise exception 'gateway.audit is append-only' using errcode = 'insufficient_privilege';

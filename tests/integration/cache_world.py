@@ -175,6 +175,14 @@ class World:
     def counted(self, name: str, **labels: str) -> float:
         return self.registry.get_sample_value(name, labels) or 0.0
 
+    async def counts(self, wanted: float, name: str, **labels: str) -> None:
+        """Wait until that is counted, as it is a moment after Redis or the silo has done it."""
+
+        async def counted() -> bool:
+            return self.counted(name, **labels) == wanted
+
+        await until(counted)
+
     def run(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(coroutine)
         self._tasks.append(task)
@@ -246,7 +254,13 @@ class World:
 
     async def apply(self, table: str, changes: Mapping[Any, Mapping[str, Any] | None]) -> AsOf:
         """The applier: rows, change log and progress in one transaction; None removes a row."""
-        async with self.connect() as connection, connection.transaction():
+        async with self.connect() as connection:
+            return await self.apply_on(connection, table, changes)
+
+    async def apply_on(
+        self, connection: asyncpg.Connection, table: str, changes: Mapping[Any, Mapping[str, Any] | None]
+    ) -> AsOf:
+        async with connection.transaction():
             tags: set[str] = set()
             for key, row in changes.items():
                 before = await connection.fetchrow(f"select * from {table} where {KEYS[table]} = $1 for update", key)

@@ -175,6 +175,10 @@ class Edge:
         receipt: dict[str, Any] = await response.json()
         return receipt
 
+    def metric(self, name: str, **labels: str) -> float:
+        """What /metrics would say now."""
+        return self.context.metrics.registry.get_sample_value(name, labels) or 0.0
+
     async def audit_rows(self) -> list[asyncpg.Record]:
         """Every row of this process's chain, oldest first."""
         return list(await self.context.pool.fetch("select * from audit order by n"))

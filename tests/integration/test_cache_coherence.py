@@ -155,7 +155,7 @@ async def test_lost_commits_of_the_primary_begin_a_new_epoch(world: World) -> No
 
     await until(new_life)
     assert rows(await world.ask(BY_POSTCODE, CRABTREE))[0]["address"] == "Kept"
-    assert world.counted("silogate_invalidator_epochs_total", silo="town", reason="other_life") == 1
+    await world.counts(1, "silogate_invalidator_epochs_total", silo="town", reason="other_life")
 
 
 async def test_a_log_that_no_longer_reaches_back_begins_a_new_epoch(quiet: World) -> None:
@@ -184,7 +184,7 @@ async def test_another_primary_begins_a_new_epoch(world: World) -> None:
         return state is not None and state.epoch != before.epoch and state.server == before.server
 
     await until(new_life)
-    assert world.counted("silogate_invalidator_epochs_total", silo="town", reason="server") == 1
+    await world.counts(1, "silogate_invalidator_epochs_total", silo="town", reason="server")
 
 
 async def test_a_silo_set_back_to_an_earlier_epoch_does_not_get_it_again(world: World) -> None:

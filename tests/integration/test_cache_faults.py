@@ -27,13 +27,9 @@ async def world(database: Database, redis_url: str) -> AsyncIterator[World]:
     await made.stop()
 
 
-async def _asked(world: World) -> float:
-    """Ask, expect the row as it is, and return how long that took."""
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    answer = await world.ask(BY_POSTCODE, CRABTREE)
-    assert len(rows(answer)) == 1
-    return loop.time() - started
+async def _asked(world: World) -> None:
+    """Ask, and expect the row as it is, in time."""
+    assert len(rows(await world.ask(BY_POSTCODE, CRABTREE, timeout_s=2))) == 1
 
 
 def _errors(world: World, kind: str) -> float:
@@ -62,13 +58,14 @@ async def test_a_killed_valkey_is_a_miss_and_then_begins_anew(world: World, stac
 async def test_a_hung_valkey_costs_its_time_out_once_a_second(world: World, stack: Stack) -> None:
     """The first caller waits as long as Redis is given, the next ones not at all; then it is used again."""
     await world.stored(BY_POSTCODE, CRABTREE)
+    loop = asyncio.get_running_loop()
     await stack.control("valkey", "freeze")
+    started = loop.time()
     try:
-        assert await _asked(world) < 1.0
-        times = [await _asked(world) for _ in range(20)]
-        assert sorted(times)[10] < 0.09
-        assert _errors(world, "timeout") >= 1
-        assert _errors(world, "timeout") <= 4
+        for _ in range(30):
+            await _asked(world)
+        assert 1 <= _errors(world, "timeout") <= 2 + loop.time() - started
+        assert world.counted("silogate_redis_skipped_total") >= 20
     finally:
         await stack.control("valkey", "thaw")
     assert (await world.stored(BY_POSTCODE, CRABTREE)).source == "hit"
@@ -141,8 +138,8 @@ async def test_a_read_only_redis_is_left_alone_and_used_again(world: World) -> N
     ("reply", "kind"),
     [
         (b"-LOADING Redis is loading the dataset in memory\r\n", "loading"),
-        (b"-MASTERDOWN Link with MASTER is down\r\n", "response"),
-        (b"not a reply at all\r\n", "response"),
+        (b"-MASTERDOWN Link with MASTER is down\r\n", "connection"),
+        (b"not a reply at all\r\n", "connection"),
         (b"", "connection"),
     ],
     ids=["loading", "no primary", "nonsense", "cut off"],

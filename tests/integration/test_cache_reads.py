@@ -23,6 +23,7 @@ from tests.integration.cache_world import (
     World,
     address,
     claim,
+    lookup,
     rows,
     until,
 )
@@ -119,6 +120,28 @@ async def test_an_unrelated_change_leaves_an_entry_alone_and_moves_its_as_of(wor
     after = await world.ask(BY_POSTCODE, CRABTREE)
     assert after.source == "hit"
     assert after.as_of.seq == token.seq > before.as_of.seq
+
+
+async def test_a_parameter_left_out_makes_the_answer_hang_on_the_whole_table(world: World) -> None:
+    """Null is a value like any other, but no index says which rows have to do with it."""
+    optional = lookup(
+        "maybe-by-postcode",
+        sql="select uprn::text as uprn, address from address where :postcode is null or postcode = :postcode",
+    )
+    ask = world.group(optional).answer
+    await world.put("address", address(1, CRABTREE, "One"))
+    await world.settled()
+
+    async def hit() -> bool:
+        answer = await ask({"postcode": None}, timeout_s=5)
+        assert len(rows(answer)) == 1
+        return answer.source == "hit"
+
+    await until(hit)
+    await world.put("address", address(2, ELM, "Two"))
+    await world.settled()
+    assert len(rows(await ask({"postcode": None}, timeout_s=5))) == 2
+    assert len(rows(await ask({"postcode": ELM}, timeout_s=5))) == 1
 
 
 async def test_exists_says_only_whether(world: World) -> None:

@@ -74,8 +74,8 @@ async def test_what_is_too_much_at_once_is_shed_at_once(gateway_database: Databa
         assert time.perf_counter() - started < 5
         edge.double.delay_s = 0
         assert (await edge.ask("GET", ADDRESSES)).status == 200
-        assert edge.context.metrics.shed.labels("requests")._value.get() == 9
-        assert edge.context.metrics.in_flight._value.get() == 0
+        assert edge.metric("silogate_http_shed_total", reason="requests") == 9
+        assert edge.metric("silogate_http_in_flight") == 0
 
 
 async def test_a_key_that_asks_too_often_waits_and_no_other_does(gateway_database: Database, tmp_path: Path) -> None:

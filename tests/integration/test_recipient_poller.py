@@ -309,8 +309,8 @@ async def test_what_the_recipient_says_is_told_apart(gateway: World, team: Remot
         await admin.execute("select pg_terminate_backend(pid) from pg_stat_activity where datname = $1", name)
         with pytest.raises(Unavailable):
             await team.poller.poll()
-        await admin.execute(f'alter database "{name}" allow_connections true')
     finally:
+        await admin.execute(f'alter database "{name}" allow_connections true')
         await admin.close()
     assert await team.poller.poll() == 1
 

@@ -186,8 +186,8 @@ async def test_a_recipient_that_is_away_blames_no_case(gateway: World, team: Rem
         with pytest.raises(Unavailable) as caught:
             await errors_of(team, events)
         assert name not in caught.value.reason
-        await admin.execute(f'alter database "{name}" allow_connections true')
     finally:
+        await admin.execute(f'alter database "{name}" allow_connections true')
         await admin.close()
     assert await errors_of(team, events) == {}
 

@@ -1,15 +1,11 @@
 """How much a declared mapping costs against the same fourteen plain fields written by hand.
 
-Run: python -m tests.load.bench_mapping [--rounds N]. Both sides read the same case, check the same types and lengths
-and build the same row; they take turns, so a slow moment of the machine meets both. Prints medians and their ratio.
+Both sides read the same case, check the same types and lengths and build the same row; they take turns, so a slow
+moment of the machine meets both.
 """
 
 from __future__ import annotations
 
-import argparse
-import platform
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +14,7 @@ from typing import Any
 from streams.casetype import CaseType
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration
+from tests.load.comparison import Comparison
 
 EVENTS = 20_000
 
@@ -130,17 +127,14 @@ def _case_type() -> CaseType:
     return CaseType("bench", schema)
 
 
-def measure(rounds: int) -> tuple[float, float]:
-    """Median microseconds an event: declared, by hand."""
+def measure(rounds: int) -> Comparison:
+    """P10 `plain`: microseconds an event, declared against by hand; the sides take turns after a warm-up."""
     mapping = declared()
     if mapping.forward(CASE) != by_hand(CASE):
         raise AssertionError("the two sides do not do the same")
     _time(mapping.forward), _time(by_hand)
-    ours, theirs = [], []
-    for _ in range(rounds):
-        ours.append(_time(mapping.forward))
-        theirs.append(_time(by_hand))
-    return statistics.median(ours), statistics.median(theirs)
+    pairs = [(_time(mapping.forward), _time(by_hand)) for _ in range(rounds)]
+    return Comparison("P10", "plain", "lower", must=2.0, aim=1.2, unit="us an event", pairs=pairs)
 
 
 def _time(forward: Callable[[dict[str, Any]], object]) -> float:
@@ -149,18 +143,3 @@ def _time(forward: Callable[[dict[str, Any]], object]) -> float:
     for _ in range(EVENTS):
         forward(case)
     return (time.perf_counter() - begun) / EVENTS * 1e6
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=15)
-    rounds = parser.parse_args().rounds
-    ours, theirs = measure(rounds)
-    sys.stdout.write(
-        f"Python {platform.python_version()}, {rounds} rounds of {EVENTS} events, 14 plain fields\n"
-        f"declared  {ours:6.2f} us an event\nby hand   {theirs:6.2f} us an event\nratio     {ours / theirs:6.2f}\n"
-    )
-
-
-if __name__ == "__main__":
-    main()

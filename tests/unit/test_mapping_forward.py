@@ -6,13 +6,16 @@ from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams.errors import Misconfigured, Rejected
 from streams.mapping.columns import Column
 from streams.testing import case_event
 from tests.unit.mapping_case import CASE, compiled, sent
+
+# a busy machine is no fault of the code
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.mark.parametrize(
@@ -245,6 +248,7 @@ def outcome(document: dict[str, Any]) -> tuple[dict[str, Any] | None, str | None
         return None, rejected.field
 
 
+@UNHURRIED
 @given(st.dictionaries(st.sampled_from(sorted(CASE)), json_values, max_size=8))
 def test_any_document_is_mapped_or_rejected_at_a_column(document: dict[str, Any]) -> None:
     """Whatever a document holds, the only way to fail is to name a column; and what passes keeps the limits."""

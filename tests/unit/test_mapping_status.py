@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from streams.declared import InvalidDeclaration
@@ -11,6 +11,9 @@ from streams.errors import Rejected
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import FieldDeclaration, RecipientDeclaration
 from tests.unit.mapping_case import CASE, CASE_TYPE, declared
+
+# a busy machine is no fault of the code
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 STATUSES = CASE_TYPE.statuses
 
@@ -37,6 +40,7 @@ def tables(draw: st.DrawFn) -> tuple[list[str], dict[str, str], dict[str, str]]:
     return codes, forward, reverse
 
 
+@UNHURRIED
 @given(tables())
 def test_what_compiles_keeps_the_law(given_tables: tuple[list[str], dict[str, str], dict[str, str]]) -> None:
     """A status read from the recipient, sent to it and read again is the same; other tables do not compile."""
@@ -55,6 +59,7 @@ def test_what_compiles_keeps_the_law(given_tables: tuple[list[str], dict[str, st
         assert mapping.reverse_status(pushed) == status
 
 
+@UNHURRIED
 @given(tables(), st.text(max_size=60))
 def test_an_unknown_code_is_rejected_and_never_guessed(
     given_tables: tuple[list[str], dict[str, str], dict[str, str]], code: str

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams.errors import Misconfigured, Rejected, Retryable, Unavailable
@@ -17,6 +17,9 @@ from streams.recipients.refusals import of_connector, of_row
 from streams.recipients.tables import RemoteTable, Statements, quoted, quoted_table
 from streams.testing import case_event
 from tests.unit.mapping_case import USED, compiled
+
+# a busy machine is no fault of the code
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 ORIGIN = "recipient:street-team"
 
@@ -33,6 +36,7 @@ def mapped(event: CaseEvent) -> dict[str, object]:
     return {"site": event.version}
 
 
+@UNHURRIED
 @given(batches)
 def test_the_newest_sound_event_of_each_case_is_chosen(batch: list[tuple[int, int, bool, bool]]) -> None:
     """Every event is written, an echo, contained in the written one, or named; and only bad ones are named."""
@@ -102,6 +106,7 @@ def test_a_rows_fault_is_told_without_the_row(error: Exception, kind: type[Excep
         (database_error("28P01"), Misconfigured),
         (asyncpg.InvalidCachedStatementError("the plan is old"), Unavailable),
         (ConnectionResetError(), Unavailable),
+        (asyncpg.InternalClientError("cannot switch to state 15"), Unavailable),
         (TimeoutError(), Unavailable),
         (asyncpg.InterfaceError("connection is closed"), Unavailable),
         (ValueError("invalid DSN: postgres://user:secret@host"), Misconfigured),

@@ -1,0 +1,130 @@
+"""What may be said of an answer, from what is known of its silo."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cache.standing import MOST_REJECTS, Doubts, Standing
+from cache.state import Position, State
+from cache.values import Index, Tagger
+
+TAGGER = Tagger("town", {"address": (Index("uprn", ("uprn",), "value", ("uprn",)),), "street": ()}, b"t" * 32, "1")
+NOW = dt.datetime(2026, 11, 22, 12, tzinfo=dt.UTC)
+FIRST = TAGGER.value_tag("address", "uprn", [1])
+SECOND = TAGGER.value_tag("address", "uprn", [2])
+
+
+def _row(seq: int, load_id: int | None, *rejects: tuple[str, list[str]], **changes: Any) -> dict[str, Any]:
+    return {
+        "epoch": "e1",
+        "seq": seq,
+        "definition": TAGGER.definition,
+        "load_id": load_id,
+        "source_time": NOW if load_id else None,
+        "rejects": json.dumps(rejects),
+    } | changes
+
+
+def _of(row: dict[str, Any], before: Standing | None = None) -> Standing:
+    return Standing.of(row, before, TAGGER, tolerant=False)
+
+
+def _judged(standing: Standing, **changes: Any) -> tuple[str, str | None]:
+    given: dict[str, Any] = {
+        "negative": True, "epoch": "e1", "seq": standing.seq, "tags": [FIRST], "tables": ["address"],
+        "max_age_s": None, "now": NOW,
+    }  # fmt: skip
+    return standing.judge(**(given | changes))
+
+
+def test_a_complete_silo_can_tell() -> None:
+    """Found and not found are both said."""
+    standing = _of(_row(5, 1))
+    assert _judged(standing) == ("not_found", None)
+    assert _judged(standing, negative=False) == ("found", None)
+
+
+def test_a_silo_never_loaded_cannot_tell_anything() -> None:
+    """Whether or not something was found."""
+    standing = _of(_row(0, None))
+    for negative in (True, False):
+        assert _judged(standing, negative=negative) == ("cannot_tell", "not_loaded")
+
+
+@pytest.mark.parametrize(("age_s", "limit", "verdict"), [(60, 61, "not_found"), (62, 61, "cannot_tell")])
+def test_a_source_may_be_too_old(age_s: int, limit: float, verdict: str) -> None:
+    """By the moment that its contents are of."""
+    assert _judged(_of(_row(5, 1)), max_age_s=limit, now=NOW + dt.timedelta(seconds=age_s))[0] == verdict
+
+
+def test_a_source_of_unknown_age_is_too_old() -> None:
+    """Where there is a limit, not knowing is not being young."""
+    assert _judged(_of(_row(5, 1, source_time=None)), max_age_s=60) == ("cannot_tell", "too_old")
+
+
+def test_rejects_put_their_own_tags_in_doubt() -> None:
+    """Found stands; another key of the same table is not in doubt; the whole table is."""
+    standing = _of(_row(5, 1, ("address", [FIRST])))
+    assert _judged(standing) == ("cannot_tell", "doubtful")
+    assert _judged(standing, negative=False) == ("found", None)
+    assert _judged(standing, tags=[SECOND]) == ("not_found", None)
+    assert _judged(standing, tags=[TAGGER.table_tag("address")]) == ("cannot_tell", "doubtful")
+    assert _judged(standing, tags=[TAGGER.table_tag("street")], tables=["street"]) == ("not_found", None)
+
+
+def test_an_unreadable_reject_puts_its_table_in_doubt() -> None:
+    """And no other table."""
+    standing = _of(_row(5, 1, ("address", [])))
+    assert _judged(standing, tags=[SECOND]) == ("cannot_tell", "doubtful")
+    assert _judged(standing, tags=[SECOND], tables=["street"]) == ("not_found", None)
+
+
+def test_too_many_rejects_are_held_as_their_tables() -> None:
+    """What is known of doubts has a bound."""
+    standing = _of(_row(5, 1, *[("address", [FIRST])] * (MOST_REJECTS + 1)))
+    assert standing.doubts == Doubts(tables=frozenset({"address"}))
+
+
+def test_an_answer_older_than_a_load_keeps_the_doubts_of_the_load_before() -> None:
+    """A row that the new load has mended is not in an answer from before it: there it is still in doubt."""
+    first = _of(_row(5, 1, ("address", [FIRST])))
+    mended = _of(_row(6, 2), first)
+    assert _judged(mended, seq=6) == ("not_found", None)
+    assert _judged(mended, seq=5) == ("cannot_tell", "doubtful")
+    assert _judged(mended, seq=6, epoch="e0") == ("cannot_tell", "doubtful")
+    seen_again = _of(_row(9, 2, rejects=None), mended)
+    assert _judged(seen_again, seq=6) == ("not_found", None)
+    assert _judged(seen_again, seq=5) == ("cannot_tell", "doubtful")
+    minted = _of(_row(9, 2, rejects=None, epoch="e2"), seen_again)
+    assert _judged(minted, seq=9, epoch="e2") == ("not_found", None)
+    assert _judged(minted, seq=9, epoch="e1") == ("not_found", None)
+
+
+def test_a_standing_covers_what_was_there_when_it_was_seen() -> None:
+    """A later position, or one of another life, asks for another look."""
+    standing = _of(_row(5, 1))
+    assert standing.covers("e1", 5)
+    assert standing.covers("e1", 4)
+    assert not standing.covers("e1", 6)
+    assert not standing.covers("e2", 4)
+
+
+def test_a_position_is_one_line_of_words() -> None:
+    """Whatever the database holds, the line has six words, and an empty definition is a hyphen."""
+    position = Position.of({"epoch": "e 1", "seq": 7, "id": "", "definition": ""})
+    assert position == Position("e_1", 7, "-", "-")
+    line = position.expected + b"- 1/2 99"
+    assert State.parse(line) == State(position, "1/2", 99)
+    assert State.parse(line).position.expected == position.expected  # type: ignore[union-attr] # parsed above
+    assert replace(position, seq=8) != position
+
+
+@pytest.mark.parametrize("raw", [None, b"", b"a b c d e f", b"e 1 i d s", b"e 1 i d s 9 x", b"\xff 1 i d s 9"])
+def test_a_line_that_is_no_state_is_none(raw: bytes | None) -> None:
+    """Nothing else in Redis is taken for one."""
+    assert State.parse(raw) is None
