@@ -161,6 +161,7 @@ def _groups(
 def _context(assembly: Assembly, registry: CollectorRegistry, groups: Mapping[str, Asker], link: RedisLink) -> Context:
     settings, pool = assembly.settings, assembly.pool
     edge = EdgeMetrics(registry, version("silogate"))
+    live = Live(pool, settings.kafka_bootstrap, assembly.topic, metrics=edge)
     case_types = [one.case_type for one in assembly.integrations if one.case_type is not None]
     return Context(
         settings=settings,
@@ -171,10 +172,12 @@ def _context(assembly: Assembly, registry: CollectorRegistry, groups: Mapping[st
         keys=ApiKeys(pool),
         audit=Audit(pool, metrics=edge),
         blobs=Blobs(settings.blobs),
-        live=Live(pool, settings.kafka_bootstrap, assembly.topic, metrics=edge),
+        live=live,
         case_types={case_type.name: case_type for case_type in case_types},
         integrations={one.name: one for one in assembly.integrations},
         metrics=edge,
-        health=Health(pool, {"redis": lambda: link.call(lambda redis: redis.ping())}, metrics=edge),
+        health=Health(
+            pool, {"redis": lambda: link.call(lambda redis: redis.ping()), "kafka": live.probe}, metrics=edge
+        ),
         digest=assembly.ring.hmac,
     )

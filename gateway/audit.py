@@ -20,6 +20,7 @@ import asyncpg
 import orjson
 
 from gateway.telemetry import EdgeMetrics
+from streams.outages import DATABASE_ERRORS
 
 Detail = Mapping[str, Any]
 
@@ -39,8 +40,6 @@ _READ = """
 select n, at, actor, action, subject, outcome, correlation_id, detail::text as detail, previous, hash
 from audit where chain = $1 and n > $2 order by n limit $3
 """
-# What a database that is away or failing over raises; the waiting requests are refused, the writer goes on.
-_FAILED = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
 
 
 class AuditUnavailable(Exception):
@@ -145,7 +144,7 @@ class Audit:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._commit([row for row, _ in batch])
-        except _FAILED:
+        except DATABASE_ERRORS:
             # The commit may have happened although its answer was lost, so the tip is read again before the next row.
             self._tip = None
             self._metrics.audit_failures.inc(len(batch))

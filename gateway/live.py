@@ -22,6 +22,7 @@ from aiokafka.errors import KafkaError
 from gateway.telemetry import EdgeMetrics
 from streams.errors import Undecodable
 from streams.events import CaseEvent, decode
+from streams.outages import DATABASE_ERRORS
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,6 @@ _POLL_MS = 500
 _RETRY_S = 2.0
 _SILENT_S = 5.0
 _PLACE_S = 30.0
-# What a sweep may meet when the database is away; the next one tries again.
-AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, asyncio.TimeoutError)
 
 
 class Subscription:
@@ -174,7 +173,7 @@ class Live:
     async def _try_sweep(self) -> None:
         try:
             await self.sweep()
-        except AWAY as error:
+        except DATABASE_ERRORS as error:
             log.warning("live.sweep_failed", extra={"error_class": type(error).__name__})
 
     async def _tail(self) -> None:

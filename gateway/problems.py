@@ -85,7 +85,7 @@ _DATABASE_AWAY = (
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
     asyncpg.TransactionRollbackError,
-    ConnectionError,
+    asyncpg.InternalClientError,  # what asyncpg 0.32 makes of some connections that are cut
     OSError,
 )
 

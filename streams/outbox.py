@@ -266,7 +266,7 @@ class Relay:
         try:
             async with asyncio.timeout(_DISCARD_S):
                 await producer.stop()
-        except (KafkaError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever closing it raises (aiokafka: KeyError too), it is given up
             log.warning("outbox.producer_not_closed", extra={"error": type(error).__name__})
 
     async def _unpublished(self, connection: asyncpg.Connection, now: float) -> Sequence[asyncpg.Record]:

@@ -22,7 +22,7 @@ if not floor or seq < tonumber(floor) then
 end
 for i = 7, #ARGV do
   local score = redis.call('ZSCORE', KEYS[2], ARGV[i])
-  if false then
+  if score and tonumber(score) > seq then
     return 'tag'
   end
 end

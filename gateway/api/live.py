@@ -13,10 +13,11 @@ from aiohttp import web
 
 from gateway.api.cases import case_id_of
 from gateway.context import CONTEXT, Context
-from gateway.live import AWAY, Subscription
+from gateway.live import Subscription
 from gateway.middleware.audited import record
 from gateway.problems import Problem
 from streams.events import CaseEvent
+from streams.outages import DATABASE_ERRORS
 
 log = structlog.get_logger("gateway.live")
 
@@ -97,7 +98,7 @@ class _Stream:
         while True:
             try:
                 page = await self._cases.history(self._subscription.case_id, self._subscription.told, limit=_PAGE)
-            except AWAY as error:
+            except DATABASE_ERRORS as error:
                 log.warning("stream_behind", error_class=type(error).__name__)
                 return False
             await self._send(page)

@@ -285,6 +285,22 @@ async def test_the_state_s_time_stands_still_while_redis_is_behind(quiet: World)
         assert stored.staleness_bound_ms >= 200
 
 
+async def test_no_beat_is_given_half_way_through_a_backlog(quiet: World) -> None:
+    """Many changes are brought over in several looks, and only the last one finds Redis at the primary's tip."""
+    async with quiet.follower() as invalidator:
+        await invalidator.step()
+        before = await quiet.settled()
+        for n in range(45):
+            await quiet.put("address", address(n, CRABTREE, "One"))
+        assert await invalidator.step() is True
+        half_way = await quiet.state()
+        assert half_way is not None
+        assert before.seq < half_way.seq < before.seq + 45
+        assert half_way.time_ms == before.time_ms
+        assert await invalidator.step() is False
+        assert (await quiet.settled()).time_ms > before.time_ms
+
+
 async def test_beats_are_refused_once_the_state_has_moved(quiet: World) -> None:
     """Only the position that was the newest at a time gets that time."""
     async with quiet.follower() as invalidator:

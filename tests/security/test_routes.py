@@ -169,7 +169,7 @@ async def test_a_key_is_stored_as_a_hash_only(edge: Edge) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        *_OPEN_ON_THE_ADMIN_PORT,
+        *sorted(_OPEN_ON_THE_ADMIN_PORT),
         "/", "/admin", "/admin/", "/v1", "/v1/", "/v2/cases", "/.env", "/.git/config", "/debug", "/debug/pprof",
         "/health", "/healthz", "/status", "/server-status", "/actuator", "/actuator/env", "/api", "/graphql",
         "/swagger", "/swagger.json", "/openapi.yaml", "/docs/", "/redoc", "/console", "/phpinfo.php", "/wp-login.php",
