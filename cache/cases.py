@@ -14,7 +14,7 @@ import asyncpg
 from cache.answer import Answer, AsOf, Verdict
 from cache.definition import MOST_ROWS, InvalidLookup, LookupDefinition, compile_single
 from cache.metrics import CacheMetrics
-from cache.server import leased
+from cache.server import DATABASE_ERRORS, leased
 
 _log = logging.getLogger(__name__)
 SILO = "cases"
@@ -58,7 +58,7 @@ class UncachedLookup:
         try:
             async with asyncio.timeout(timeout_s), self._free:
                 row = await self._read(values)
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as error:
+        except (*DATABASE_ERRORS, ValueError) as error:
             # Only what kind of error: its message may repeat a parameter.
             _log.warning("cases_unreadable", extra={"lookup": self.definition.name, "error": type(error).__name__})
             row = None

@@ -15,6 +15,7 @@ import orjson
 
 from cache.link import RedisSkipped
 from cache.metrics import CacheMetrics
+from cache.server import DATABASE_ERRORS
 from cache.state import Position, State, word
 from cache.store import Store
 
@@ -128,7 +129,7 @@ class Invalidator:
         except _Unprepared:
             self._failed("unprepared")
             return _PAUSE_AFTER_ERROR_S
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except DATABASE_ERRORS:
             self._failed("primary")
             await self.close()
             return _PAUSE_AFTER_ERROR_S
@@ -233,6 +234,6 @@ class Invalidator:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with contextlib.suppress(*DATABASE_ERRORS):
             await connection.close(timeout=_CLOSE_TIMEOUT_S)
         connection.terminate()

@@ -14,6 +14,9 @@ from cache.state import Position
 _CONNECT_TIMEOUT_S = 2.0
 _CLOSE_TIMEOUT_S = 1.0
 _UNDEFINED_TABLE = "42P01"
+# Whatever a call to a database raises when it fails. OSError: a time-out is one. InternalClientError: what asyncpg 0.32
+# makes of the server's last words on a connection that was idle or is cut in mid-query.
+DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 
 class ServerFailed(Exception):
@@ -80,7 +83,7 @@ class Server:
 
     async def close(self) -> None:
         if self._pool is not None:
-            with contextlib.suppress(TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with contextlib.suppress(*DATABASE_ERRORS):
                 await asyncio.wait_for(self._pool.close(), _CLOSE_TIMEOUT_S)
             self._pool.terminate()
 
@@ -105,7 +108,7 @@ class Server:
                     failure = _failure(error.sqlstate or "")
                 except ValueError:
                     failure = Poisoned("22000")  # the driver cannot even write the value
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except DATABASE_ERRORS as error:
             failure = ServerFailed(type(error).__name__)
         # Raised out here so that the driver's error, and the values in its message, are not attached to it.
         raise failure

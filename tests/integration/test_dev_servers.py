@@ -18,6 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from gateway.dev.addresses import Database, Servers
 from gateway.dev.stack import Stack, StackFailed
+from streams.outages import DATABASE_ERRORS
 
 
 async def _eventually(condition: Callable[[], Awaitable[bool]], *, within_s: float = 30) -> None:
@@ -66,7 +67,7 @@ async def test_postgres_recovers_from_a_crash(stack: Stack, database: Database) 
 
     await stack.control("postgres", "crash")
 
-    with pytest.raises((OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+    with pytest.raises(DATABASE_ERRORS):
         await connection.fetch("SELECT 1")
     connection.terminate()
     connection = await asyncpg.connect(database.url)

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.audit import Audit
 from gateway.dev.addresses import Database, Servers
+from streams.outages import DATABASE_ERRORS
 from streams.sinks import CommitPoint
 from tests.effects import (
     ControlledSink,
@@ -92,7 +93,7 @@ async def _outage(servers: Servers, database: str, seconds: float) -> None:
 
 async def _settled_after_outage(pool: asyncpg.Pool, state: str) -> None:
     async def reached() -> bool:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with suppress(*DATABASE_ERRORS):
             return await states(pool) == [state]
         return False
 

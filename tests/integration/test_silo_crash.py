@@ -12,6 +12,7 @@ import asyncpg
 import pytest
 
 from gateway.dev.addresses import Database
+from streams.outages import DATABASE_ERRORS
 from streams.silos import (
     AnotherApplier,
     DeletionGuard,
@@ -161,7 +162,7 @@ async def test_a_cut_connection_leaves_the_old_image(bench: Bench) -> None:
         async with asyncio.timeout(10):
             while not await other.fetchval(f"select pg_terminate_backend(pid) from pg_locks where {waiting}"):
                 await asyncio.sleep(0.01)
-    with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+    with pytest.raises(DATABASE_ERRORS):
         await loading
     assert await bench.image() == image
     assert (await bench.load()).changed == 1

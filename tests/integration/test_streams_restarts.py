@@ -18,6 +18,7 @@ import pytest_asyncio
 from streams import fence
 from streams.cases import Cases
 from streams.casetype import CaseType
+from streams.outages import DATABASE_ERRORS
 from streams.testing import CASE_SCHEMA, case_keys
 from streams.topics import ensure_topics
 from tests.integration.streams_worker import RECIPIENT_SQL
@@ -71,7 +72,7 @@ class Site:
     async def delivered(self) -> dict[UUID, int]:
         try:
             return {row["case_id"]: row["version"] for row in await self.recipient.fetch("select * from job")}
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        except DATABASE_ERRORS:
             return {}
 
     async def assert_applied_in_order(self) -> None:
@@ -205,6 +206,6 @@ async def test_postgres_may_crash_under_load(stack: Any, site: Site) -> None:
 async def _answers(pool: asyncpg.Pool) -> bool:
     try:
         await pool.execute("select 1")
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except DATABASE_ERRORS:
         return False
     return True
