@@ -13,8 +13,7 @@ import random
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -25,6 +24,7 @@ import pytest
 from gateway.dev.addresses import Database, Servers
 from streams.ledger import unknown
 from tests.effects import RESIDENT, effects, open_pool, plan_confirmation, until
+from tests.journal import Journal, Seen
 
 pytestmark = pytest.mark.faults
 
@@ -36,49 +36,13 @@ EVERYWHERE = (*BEFORE_THE_ACT, *AT_THE_ACT, "effect.after_done")
 ROUNDS = 25 if os.environ.get("SILOGATE_TEST_FAULTS") == "all" else 6
 
 
-@dataclass(frozen=True)
-class Seen:
-    """One failpoint as the journal saw it reached."""
+def journal_of(pool: asyncpg.Pool) -> Journal:
+    """A journal that writes down what the ledger held when a failpoint was reached."""
 
-    name: str
-    pid: int
-    states: tuple[str, ...]
+    async def states() -> tuple[str, ...]:
+        return tuple(effect["state"] for effect in await effects(pool))
 
-
-@dataclass
-class Journal:
-    """Listens where workers report their failpoints, and writes down what the ledger held at that moment."""
-
-    pool: asyncpg.Pool
-    address: str = ""
-    seen: list[Seen] = field(default_factory=list)
-
-    @asynccontextmanager
-    async def kept(self) -> AsyncIterator[Journal]:
-        server = await asyncio.start_server(self._listen, "127.0.0.1", 0)
-        self.address = f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with server:
-            yield self
-
-    async def _listen(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            if line := await reader.readline():
-                name, _hit, pid, _action = line.decode().split()
-                states = tuple(effect["state"] for effect in await effects(self.pool))
-                self.seen.append(Seen(name, int(pid), states))
-                writer.write(b"written down\n")
-                await writer.drain()
-        finally:
-            writer.close()
-
-    async def saw(self, name: str, pid: int) -> Seen:
-        """Wait for a failpoint of one process; return what was seen."""
-
-        async def found() -> Seen | None:
-            return next((seen for seen in self.seen if (seen.name, seen.pid) == (name, pid)), None)
-
-        seen: Seen = await until(found)
-        return seen
+    return Journal(states)
 
 
 class Bench:
@@ -141,7 +105,7 @@ class Bench:
 
 @pytest.fixture
 async def bench(servers: Servers, gateway_database: Database, tmp_path: Path) -> AsyncIterator[Bench]:
-    async with open_pool(gateway_database.url) as pool, Journal(pool).kept() as journal:
+    async with open_pool(gateway_database.url) as pool, journal_of(pool).kept() as journal:
         made = Bench(servers, gateway_database, pool, journal, tmp_path)
         try:
             yield made
@@ -180,7 +144,7 @@ async def test_killed_before_the_last_dot_the_mail_is_sent_once(bench: Bench, fa
     """Whenever the worker is killed before the dot, the server has no message, and the next worker sends it once."""
     effect_id = await planned(bench)
     seen = await killed_at(bench, failpoint)
-    assert seen.states == ("planned" if failpoint == "effect.after_plan" else "intent",)
+    assert seen.work == ("planned" if failpoint == "effect.after_plan" else "intent",)
     assert bench.mails(effect_id) == 0
 
     await bench.worker()
@@ -197,7 +161,7 @@ async def test_killed_at_the_last_dot_the_mail_stays_unknown(bench: Bench, failp
     """Killed between the commit point and the written answer, nobody can know: unknown, shown, and never sent again."""
     effect_id = await planned(bench)
     seen = await killed_at(bench, failpoint)
-    assert seen.states == ("intent",)
+    assert seen.work == ("intent",)
     sent = 0 if failpoint == "effect.before_dot" else 1
     await until(lambda: _counted(bench, effect_id, sent))
 
@@ -218,7 +182,7 @@ async def test_killed_after_it_was_written_down_the_mail_is_not_sent_again(bench
     """Once the outcome is stored, a kill changes nothing."""
     effect_id = await planned(bench)
     seen = await killed_at(bench, "effect.after_done")
-    assert seen.states == ("done",)
+    assert seen.work == ("done",)
     await bench.worker()
     await bench.another_is_sent()
     assert bench.mails(effect_id) == 1

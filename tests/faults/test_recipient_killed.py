@@ -6,7 +6,6 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 import pytest_asyncio
@@ -15,6 +14,7 @@ from gateway.dev.addresses import Servers
 from streams.events import CaseEvent
 from tests.faults.apply_events import order
 from tests.integration.recipient_world import World, fence, world
+from tests.journal import Journal
 
 TEAM = "street-team"
 HISTORY = """
@@ -29,24 +29,6 @@ create trigger job_history after insert or update on street.job for each row exe
 async def gateway(servers: Servers) -> AsyncIterator[World]:
     async with world(servers) as here:
         yield here
-
-
-@asynccontextmanager
-async def journal() -> AsyncIterator[tuple[str, list[str]]]:
-    """Writes down what a worker says before it dies, and only then lets it."""
-    lines: list[str] = []
-
-    async def write(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = await reader.readline()
-        if line:
-            lines.append(line.decode().strip())
-            writer.write(b"ok\n")
-            await writer.drain()
-        writer.close()
-
-    server = await asyncio.start_server(write, "127.0.0.1", 0)
-    async with server:
-        yield f"tcp:127.0.0.1:{server.sockets[0].getsockname()[1]}", lines
 
 
 async def work(gateway: World, events: list[CaseEvent], failpoint: str = "", address: str = "") -> tuple[int, int]:
@@ -72,14 +54,14 @@ async def work(gateway: World, events: list[CaseEvent], failpoint: str = "", add
 )
 async def test_a_killed_worker_loses_nothing_and_doubles_nothing(gateway: World, place: str, written: int) -> None:
     """The batch is delivered again after the kill, as Kafka would: each case is written once, and linked."""
-    async with gateway.remote(TEAM, extra_sql=HISTORY) as team, journal() as (address, lines):
+    async with gateway.remote(TEAM, extra_sql=HISTORY) as team, Journal().kept() as journal:
         cases = [await gateway.report() for _ in range(12)]
         for case in cases[:4]:
             await gateway.note(case.id, "Still full.")
         events = await gateway.events(*(case.id for case in cases))
-        pid, code = await work(gateway, events, f"{place}:kill", address)
+        pid, code = await work(gateway, events, f"{place}:kill", journal.address)
         assert code == -signal.SIGKILL
-        assert lines == [f"{place} 1 {pid} kill"]
+        assert [(seen.name, seen.pid) for seen in journal.seen] == [(place, pid)]
         assert await team.session.fetchval("select count(*) from street.job") == written
 
         assert (await work(gateway, events))[1] == 0

@@ -22,6 +22,7 @@ from streams.outages import DATABASE_ERRORS
 from streams.testing import CASE_SCHEMA, case_keys
 from streams.topics import ensure_topics
 from tests.integration.streams_worker import RECIPIENT_SQL
+from tests.journal import Journal
 
 TYPE = "public-toilet-problem"
 WHO: dict[str, Any] = {"actor": "key-form", "origin": "form", "correlation_id": "0f8fad5b-d9cb-469f-a165-70867728950e"}
@@ -110,21 +111,6 @@ async def site(servers: Any, gateway_database: Any, topic_prefix: str) -> AsyncI
         await pool.execute(f'drop database "{name}" with (force)')
 
 
-@asynccontextmanager
-async def journal(path: Path, lines: list[str]) -> AsyncIterator[str]:
-    async def note(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        line = await reader.readline()
-        if line:
-            lines.append(line.decode().strip())
-            writer.write(b"noted\n")
-            await writer.drain()
-        writer.close()
-        await writer.wait_closed()
-
-    async with await asyncio.start_unix_server(note, path):
-        yield f"unix:{path}"
-
-
 @pytest.mark.parametrize(
     "place",
     [
@@ -145,11 +131,10 @@ async def test_a_worker_killed_anywhere_loses_nothing_and_repeats_nothing(
 ) -> None:
     """SIGKILL between outbox, Kafka and recipient: the next worker completes it, every version applied at most once."""
     await site.report(cases=6, notes=3)
-    lines: list[str] = []
-    async with journal(tmp_path / "journal", lines) as address:
-        async with site.worker(fail=f"{place}:kill", journal=address) as victim:
+    async with Journal(path=tmp_path / "journal").kept() as journal:
+        async with site.worker(fail=f"{place}:kill", journal=journal.address) as victim:
             assert await asyncio.wait_for(victim.wait(), 30) == -signal.SIGKILL
-        assert [line.split()[0] for line in lines] == [place.partition(":")[0]]
+        assert [seen.name for seen in journal.seen] == [place.partition(":")[0]]
         async with site.worker():
             await site.report(cases=2, notes=1)
             await site.until_delivered()
@@ -159,13 +144,12 @@ async def test_a_worker_killed_anywhere_loses_nothing_and_repeats_nothing(
 async def test_a_worker_that_was_frozen_writes_nothing_over_the_new_owner(site: Site, tmp_path: Path) -> None:
     """Stopped inside its transaction's window until others took over, it wakes to a fence: nothing old is written."""
     await site.report(cases=6, notes=2)
-    lines: list[str] = []
     async with (
-        journal(tmp_path / "journal", lines) as address,
-        site.worker(fail="consumer.before_handler:stop", journal=address) as zombie,
+        Journal(path=tmp_path / "journal").kept() as journal,
+        site.worker(fail="consumer.before_handler:stop", journal=journal.address) as zombie,
     ):
         async with asyncio.timeout(30):
-            while not lines:
+            while not journal.seen:
                 await asyncio.sleep(0.02)
         async with site.worker():
             await site.report(cases=0, notes=2)
