@@ -4,34 +4,23 @@ One YAML file a recipient. Reading it finds every mistake of form; what it says 
 columns is checked by `Mapping.compile`.
 """
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints, model_validator
 
 from streams.declared import Document, InvalidDeclaration, Problem, read
+from streams.durations import Duration
 
 Scalar = bool | int | float | str
 Kind = Literal["text", "integer", "number", "boolean", "date", "timestamp", "local_timestamp"]
 Charset = Literal["utf-8", "ascii", "latin-1", "windows-1252"]
 Grid = Literal["wgs84_latitude", "wgs84_longitude"]
 
-_DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|h)$")
-_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class InvalidMapping(InvalidDeclaration):
     """A mapping that does not fit the case, the recipient's columns or itself; `problems` lists every mistake."""
-
-
-def _seconds(value: object) -> object:
-    if isinstance(value, str):
-        match = _DURATION.match(value.strip())
-        if match is None:
-            raise ValueError("is not a duration such as 500ms, 2s, 5m or 1h")
-        return float(match[1]) * _UNITS[match[2]]
-    return value
 
 
 def _as_list(value: object) -> object:
@@ -51,7 +40,7 @@ def _word(value: object) -> object:
 
 
 OnError = Annotated[Literal["park", "null", "default", "fail"], BeforeValidator(_word)]
-Seconds = Annotated[float, BeforeValidator(_seconds), Field(gt=0, le=86_400, allow_inf_nan=False)]
+Seconds = Annotated[Duration, Field(gt=0, le=86_400, allow_inf_nan=False)]
 # What Postgres takes as an identifier; it is quoted as it is written, so case and spaces count.
 Identifier = Annotated[str, StringConstraints(strict=True, pattern=r'^[^\x00-\x1f"]{1,63}$')]
 Code = Annotated[Any, BeforeValidator(_plain)]

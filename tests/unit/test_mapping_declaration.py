@@ -48,7 +48,8 @@ def test_durations_are_read_as_written() -> None:
     assert poll is not None
     assert (poll.every, poll.overlap, poll.page) == (0.5, 300.0, 200)
     found = mistakes("{to: x, from: category}", rest=STATUS + "poll: {every: soon}\n")
-    assert found == [f"street-team.yaml:{FIRST_FIELD + 6}: poll.every: is not a duration such as 500ms, 2s, 5m or 1h"]
+    (problem,) = found
+    assert problem.startswith(f"street-team.yaml:{FIRST_FIELD + 6}: poll.every: 'soon' is not a duration")
 
 
 @pytest.mark.parametrize(
