@@ -18,7 +18,6 @@ Charset = Literal["utf-8", "ascii", "latin-1", "windows-1252"]
 Grid = Literal["wgs84_latitude", "wgs84_longitude"]
 
 
-
 class InvalidMapping(InvalidDeclaration):
     """A mapping that does not fit the case, the recipient's columns or itself; `problems` lists every mistake."""
 
