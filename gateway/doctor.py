@@ -186,7 +186,7 @@ async def _kafka(found: Finding, settings: Settings) -> None:
         topic = f"{settings.topic_prefix}cases.changes.v1"
         (described,) = await admin.describe_topics([topic])
         partitions = len(described["partitions"])
-        found.detail = f"{len(cluster['brokers'])} broker(s), {topic}: {partitions} partitions"
+        found.detail = f"{len(cluster['brokers'])} broker(s), {topic}: {partitions or 'no'} partitions"
         if described["error_code"]:
             found.problems.append(f"has no topic {topic} yet; `silogate work` makes it")
         elif partitions != settings.topic_partitions:
@@ -220,6 +220,7 @@ async def _smtp(found: Finding, settings: Settings) -> None:
 
 async def _silo(found: Finding, settings: Settings, declaration: SiloDeclaration) -> None:
     connection = await asyncpg.connect(settings.database_url.get_secret_value(), timeout=_DEADLINE_S)
+    found.detail = "not loaded"
     try:
         if await connection.fetchval("select to_regclass($1)", f"{declaration.schema_name}.load") is None:
             found.problems.append(f"has no tables yet; `silogate load {declaration.silo}` makes and fills them")
