@@ -190,6 +190,9 @@ class Group:
                 if wanted is not None and not primary and not _meets(loaded.position, wanted):
                     primary = True
                     loaded = await self._silo.loader.load(self, question, primary=True)
+                if wanted is not None and loaded.position.epoch == wanted.epoch and not _meets(loaded.position, wanted):
+                    # That query had begun before the change that the caller knows of; the next one begins now.
+                    loaded = await self._silo.loader.load(self, question, primary=True)
         except (TimeoutError, SiloUnavailable) as error:
             if kept is not None:
                 return self._from_kept(kept, "stale")

@@ -184,7 +184,11 @@ class Loader:
         """One question spoilt the query of all: ask each alone, so that only that one fails."""
         if len(jobs) > 1:
             for job in jobs:
-                await self._load(lookup, self._still_wanted([job]), primary=primary)
+                if job.flight.unattended:
+                    # Nobody waits for a refresh, and one by one they would hold up those who are waited for.
+                    self._flights.crash(job.key, SiloUnavailable("its batch failed"))
+                else:
+                    await self._load(lookup, self._still_wanted([job]), primary=primary)
             return
         self._metrics.poisoned.labels(self._silo, poisoned.sqlstate).inc()
         self._flights.crash(jobs[0].key, SiloUnavailable(f"the silo cannot answer this question ({poisoned.sqlstate})"))

@@ -22,6 +22,7 @@ __all__ = ["AnswerTooLarge", "NotPrepared", "Silo", "SiloUnavailable"]
 
 _log = logging.getLogger(__name__)
 _ERRORS_TO_EJECT = 5
+_TOO_SLOW = "57014"
 _LOOK_EVERY_S = 1.0
 _LOOK_TIMEOUT_S = 1.0
 _LOOKS_APART_S = 0.02
@@ -99,6 +100,7 @@ class Silo:
         Raises SiloUnavailable, NotPrepared, or Poisoned.
         """
         older: Batch | None = None
+        slow: Poisoned | None = None
         others = 0
         for server in self._candidates(at_least, primary=primary):
             # The primary steps in for replicas that fail, not for those that are behind.
@@ -109,11 +111,17 @@ class Silo:
                 batch = await self._ask(server, sql, arguments)
             except ServerFailed:
                 continue
+            except Poisoned as poisoned:
+                # Asked alone it may be the server that is slow, and not the question.
+                if poisoned.sqlstate != _TOO_SLOW or len(arguments[0]) > 1:
+                    raise
+                slow = poisoned
+                continue
             if at_least is None or _has(batch.position, at_least):
                 return batch
             older = batch if older is None or _has(batch.position, older.position) else older
         if older is None:
-            raise SiloUnavailable("no server of the silo answers")
+            raise slow or SiloUnavailable("no server of the silo answers")
         return older
 
     async def judge(

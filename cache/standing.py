@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -21,7 +21,8 @@ select p.epoch, p.seq, p.definition, l.id as load_id, l.source_time,
     case when l.id is distinct from $1::int8 then (
         select coalesce(json_agg(json_build_array(r.table_name, r.tags)), '[]')
         from (select table_name, tags from reject where load_id = l.id limit $2::int8) r
-    )::text end as rejects
+    )::text end as rejects,
+    array(select distinct table_name from reject where load_id = l.id) as rejected_tables
 from progress p
 left join lateral (
     select id, source_time from load where completed is not null order by id desc limit 1
@@ -46,11 +47,16 @@ class Doubts:
         return len(self.tags) + len(self.tables)
 
     @classmethod
-    def of(cls, rejects: Sequence[tuple[str, list[str]]], definition: str, tagger: Tagger) -> Doubts:
-        """What the rejects of one load put in doubt, where `definition` is that of the applier who tagged them."""
+    def of(
+        cls, rejects: Sequence[tuple[str, list[str]]], tables: Iterable[str], definition: str, tagger: Tagger
+    ) -> Doubts:
+        """What the rejects of one load put in doubt, where `definition` is that of the applier who tagged them.
+
+        `tables` are all that have rejects: `rejects` itself ends at its limit, in no order of tables.
+        """
         if len(rejects) > MOST_REJECTS or definition != tagger.definition:
             # Too many to hold, or tags that this process would not recognise.
-            return cls(tables=frozenset(table for table, _ in rejects))
+            return cls(tables=frozenset(tables))
         unread = frozenset(table for table, tags in rejects if not tags)
         # What depends on a whole table depends on the row that is missing from it as well.
         tags = {tag for _, tags in rejects for tag in tags} | {tagger.table_tag(table) for table, _ in rejects}
@@ -59,7 +65,11 @@ class Doubts:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What one look at the silo's primary showed. `since` is the seq at which its newest load was first seen."""
+    """What one look at the silo's primary showed. `since` is the seq at which its newest load was first seen.
+
+    `earlier` and `earlier_time` are of the load before it, which this process saw from `known_from` on. What is older
+    than that may lack rows whose rejection nobody here remembers.
+    """
 
     epoch: str
     seq: int
@@ -67,8 +77,10 @@ class Standing:
     source_time: dt.datetime | None
     doubts: Doubts
     earlier: Doubts
+    earlier_time: dt.datetime | None
     since_epoch: str
     since: int
+    known_from: int
 
     @classmethod
     def of(cls, row: Mapping[str, Any], before: Standing | None, tagger: Tagger, *, tolerant: bool) -> Standing:
@@ -78,12 +90,21 @@ class Standing:
         """
         epoch, seq = row["epoch"], row["seq"]
         if row["rejects"] is None and before is not None:
-            doubts, earlier, since_epoch, since = before.doubts, before.earlier, before.since_epoch, before.since
-        else:
-            found = [] if tolerant else [(table, tags) for table, tags in orjson.loads(row["rejects"] or "[]")]
-            doubts, since_epoch, since = Doubts.of(found, row["definition"], tagger), epoch, seq
-            earlier = before.doubts if before is not None else Doubts()
-        return cls(epoch, seq, row["load_id"], row["source_time"], doubts, earlier, since_epoch, since)
+            return replace(before, epoch=epoch, seq=seq, load_id=row["load_id"], source_time=row["source_time"])
+        found = [] if tolerant else [(table, tags) for table, tags in orjson.loads(row["rejects"] or "[]")]
+        tables = () if tolerant else row["rejected_tables"]
+        return cls(
+            epoch=epoch,
+            seq=seq,
+            load_id=row["load_id"],
+            source_time=row["source_time"],
+            doubts=Doubts.of(found, tables, row["definition"], tagger),
+            earlier=before.doubts if before is not None else Doubts(),
+            earlier_time=before.source_time if before is not None else row["source_time"],
+            since_epoch=epoch,
+            since=seq,
+            known_from=before.since if before is not None else seq,
+        )
 
     def covers(self, epoch: str, seq: int) -> bool:
         """Whether this was seen at that position or later."""
@@ -94,9 +115,10 @@ class Standing:
 
         A row that the newest load has mended is not yet in an answer older than that load.
         """
-        if seq >= self.since and epoch in {self.epoch, self.since_epoch}:
-            return self.doubts
-        return self.doubts | self.earlier
+        return self.doubts if self._is_newest(epoch, seq) else self.doubts | self.earlier
+
+    def _is_newest(self, epoch: str, seq: int) -> bool:
+        return seq >= self.since and epoch in {self.epoch, self.since_epoch}
 
     def judge(
         self,
@@ -112,10 +134,13 @@ class Standing:
         """The verdict on an answer at that position, and why it is `cannot_tell`."""
         if self.load_id is None:
             return "cannot_tell", "not_loaded"
-        if max_age_s is not None and (self.source_time is None or (now - self.source_time).total_seconds() > max_age_s):
+        time = self.source_time if self._is_newest(epoch, seq) else self.earlier_time
+        if max_age_s is not None and (time is None or (now - time).total_seconds() > max_age_s):
             return "cannot_tell", "too_old"
         if not negative:
             return "found", None
+        if seq < self.known_from:
+            return "cannot_tell", "unknown"
         if self.doubts_at(epoch, seq).touch(tags, tables):
             return "cannot_tell", "doubtful"
         return "not_found", None

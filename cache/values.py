@@ -298,7 +298,11 @@ class Tagger:
     def value_tag(self, table: str, index: str, values: Sequence[object]) -> str:
         """The tag of the rows that hold these values in that index; raises Malformed when one is not of its type."""
         found = self.indexes[table][index]
-        return self._index_tag(table, found, _normalised(found, values))
+        normalised = _normalised(found, values)
+        if found.kind == "name" and len(normalised[0]) < NAME_BUCKET:
+            # A beginning shorter than a bucket is the beginning of names in many buckets.
+            return self.table_tag(table)
+        return self._index_tag(table, found, normalised)
 
     def circle_tags(self, table: str, index: str, easting: float, northing: float, metres: float) -> list[str]:
         """The tags of every tile that the circle touches; the table's own tag when that would be too many."""

@@ -83,6 +83,15 @@ class Broken:
     reason: str
 
 
+@dataclass(slots=True)
+class _Entry:
+    """A row on its way. `taken`: the writer has begun to commit it."""
+
+    row: Row
+    committed: asyncio.Future[None]
+    taken: bool = False
+
+
 class Audit:
     """Writes one chain: `record` returns when the row is committed, `run` is the only writer and owns the tip."""
 
@@ -99,14 +108,13 @@ class Audit:
         self._pool = pool
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._queue: asyncio.Queue[tuple[Row, asyncio.Future[None]]] = asyncio.Queue(limit)
+        self._queue: asyncio.Queue[_Entry] = asyncio.Queue(limit)
         self._tip: tuple[int, bytes] | None = None
 
     async def record(
         self, *, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail
     ) -> None:
         """Commits one row; raises AuditUnavailable if that was not done in time, whatever the reason."""
-        committed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         row = Row(
             at=datetime.now(UTC),
             actor=_storable(actor),
@@ -116,16 +124,22 @@ class Audit:
             correlation_id=_storable(correlation_id),
             detail={_storable(name): _plain(value) for name, value in detail.items()},
         )
+        entry = _Entry(row, asyncio.get_running_loop().create_future())
         try:
-            self._queue.put_nowait((row, committed))
+            self._queue.put_nowait(entry)
         except asyncio.QueueFull:
             raise AuditUnavailable("too many rows are waiting") from None
         self._metrics.audit_queue.set(self._queue.qsize())
         try:
             async with asyncio.timeout(self._timeout_s):
-                await committed
+                # a caller that is cancelled leaves its row to be written: what it describes has happened
+                await asyncio.shield(entry.committed)
         except TimeoutError:
-            raise AuditUnavailable("the row was not committed in time") from None
+            if not entry.taken:
+                entry.committed.cancel()
+                raise AuditUnavailable("the row was not committed in time") from None
+            # Being written now: given up here it could be recorded twice. The writer's own deadline bounds this wait.
+            await entry.committed
 
     async def run(self) -> None:
         """Writes until cancelled; then refuses what still waits."""
@@ -134,16 +148,21 @@ class Audit:
                 batch = [await self._queue.get()]
                 while len(batch) < _BATCH and not self._queue.empty():
                     batch.append(self._queue.get_nowait())
-                await self._write(batch)
+                # Who has given up may record the same thing again: its row must not be written as well.
+                batch = [entry for entry in batch if not entry.committed.done()]
+                if batch:
+                    await self._write(batch)
         finally:
             while not self._queue.empty():
                 _refuse([self._queue.get_nowait()], "the writer has stopped")
 
-    async def _write(self, batch: list[tuple[Row, asyncio.Future[None]]]) -> None:
+    async def _write(self, batch: list[_Entry]) -> None:
         started = time.perf_counter()
+        for entry in batch:
+            entry.taken = True
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._commit([row for row, _ in batch])
+                await self._commit([entry.row for entry in batch])
         except DATABASE_ERRORS:
             # The commit may have happened although its answer was lost, so the tip is read again before the next row.
             self._tip = None
@@ -153,9 +172,9 @@ class Audit:
             _refuse(batch, "the writer has stopped")
             raise
         else:
-            for _, committed in batch:
-                if not committed.done():
-                    committed.set_result(None)
+            for entry in batch:
+                if not entry.committed.done():
+                    entry.committed.set_result(None)
             self._metrics.audit_rows.inc(len(batch))
             self._metrics.audit_commit.observe(time.perf_counter() - started)
         self._metrics.audit_queue.set(self._queue.qsize())
@@ -204,10 +223,11 @@ def _plain(value: object) -> object:
     return _storable(str(value))
 
 
-def _refuse(batch: list[tuple[Row, asyncio.Future[None]]], reason: str) -> None:
-    for _, committed in batch:
-        if not committed.done():
-            committed.set_exception(AuditUnavailable(reason))
+def _refuse(batch: list[_Entry], reason: str) -> None:
+    for entry in batch:
+        if not entry.committed.done():
+            entry.committed.set_exception(AuditUnavailable(reason))
+            entry.committed.exception()  # a caller that was cancelled asks nobody any more
 
 
 async def verify(pool: asyncpg.Pool) -> list[Broken]:

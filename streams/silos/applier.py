@@ -25,6 +25,13 @@ TAGS_A_LOAD = 20_000
 # What followed the change log more than this ago starts from a new epoch anyway.
 _LOG_KEPT = dt.timedelta(days=30)
 _LOADS_WITH_REJECTS = 10
+_REJECTS_DIFFER = """
+with before as (
+    select table_name, tags from reject
+    where load_id = (select id from load where completed is not null order by id desc limit 1)
+), now as (select table_name, tags from pg_temp._rejects)
+select exists ((table before except table now) union all (table now except table before))
+"""
 _PREFETCH = 1_000
 
 
@@ -138,6 +145,11 @@ async def touched_tags(
                 if len(tags) > TAGS_A_LOAD:
                     return None
     return tags
+
+
+async def rejects_differ(connection: asyncpg.Connection) -> bool:
+    """Tell whether this load puts other rows in doubt than the last complete one did."""
+    return bool(await connection.fetchval(_REJECTS_DIFFER))
 
 
 async def record_load(

@@ -214,9 +214,11 @@ class _Load:
             for statement in sql.apply():
                 await connection.execute(statement)
                 reach("silo.applied")
+        # Before they are recorded: answers of this position were judged by the last load's rejects.
+        other_rejects = await applier.rejects_differ(connection)
         await applier.record_load(connection, self._source_time(started), started, changes, rejected)
         position = seen
-        if changes or seen.definition != self._tagger.definition:
+        if changes or other_rejects or seen.definition != self._tagger.definition:
             position = await applier.advance(
                 connection, seen, tags, definition=self._tagger.definition, source_position=self._source_position()
             )

@@ -111,7 +111,9 @@ class TableRules:
         x, y, system = (self._raw(heading, cells) for heading in (x_heading, y_heading, grid.system))
         wrong = [(heading, text) for heading, text in ((x_heading, x), (y_heading, y)) if not _DECIMAL.fullmatch(text)]
         if wrong:
-            # an empty one is judged by the rule of its column
+            # an empty one is judged by the rule of its column, but for one that stands beside a number
+            if len(wrong) == 1 and not wrong[0][1]:
+                reading.faults += self._half_a_point(grid, wrong[0][0])
             reading.faults += [
                 Fault(heading, text, "is not a number", self._is_personal(heading)) for heading, text in wrong if text
             ]
@@ -121,6 +123,12 @@ class TableRules:
             heading, value = (grid.system, system) if point.wrong_at == "system" else (x_heading, x)
             reading.faults.append(Fault(heading, value, point.wrong, self._is_personal(heading)))
         return {grid.easting: point.easting, grid.northing: point.northing}
+
+    def _half_a_point(self, grid: Grid, empty: str) -> list[Fault]:
+        columns = [self._table.columns[name] for name in (grid.easting, grid.northing)]
+        if any(column.required for column in columns if column.headings[0] == empty):
+            return []  # its own rule says so already
+        return [Fault(empty, "", "is empty, though the other coordinate is there", self._is_personal(empty))]
 
 
 class _ValueRule:
@@ -138,6 +146,8 @@ class _ValueRule:
         self._pattern = re.compile(rule.pattern) if rule.pattern is not None else None
         self._mismatch = f"must {rule.must or 'match the pattern in silo.yaml'}"
         self._one_of = {" ".join(each.casefold().split()): each for each in rule.one_of or ()}
+        # What such a rule refuses is not the value that would have been stored, so nobody can say what was meant.
+        self._rewrites = bool(self._one_of) or (self._pattern is not None and "value" in self._pattern.groupindex)
 
     def read(self, raw: str, value: object) -> _Outcome:
         """`raw` is the text of the source; `value` what goes on, which for a point is already a number, or None."""
@@ -158,7 +168,9 @@ class _ValueRule:
             found = self._types.read(self._rule.type, value)
         except ValueError as error:
             return self._refused(raw, reason or str(error) or "cannot be read")
-        return _Outcome(found, self._fault(raw, reason) if reason is not None else None)
+        if reason is None:
+            return _Outcome(found)
+        return _Outcome(found, self._fault(raw, reason), readable=not self._rewrites)
 
     def _refused(self, raw: str, reason: str) -> _Outcome:
         return _Outcome(fault=self._fault(raw, reason), readable=False)

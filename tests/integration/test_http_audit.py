@@ -241,3 +241,32 @@ async def test_a_full_queue_refuses_at_once_and_a_stopped_writer_too(pool: async
         await _record(audit, "case-2")
     with pytest.raises(AuditUnavailable, match="in time"):
         await waiting
+
+
+async def test_a_row_whose_caller_gave_up_is_not_written_later(edge: Edge) -> None:
+    """Who was told that a row failed records it again; the queued one must not be committed as well."""
+    lock = await asyncpg.connect(
+        edge.context.settings.database_url.get_secret_value(), server_settings={"search_path": "gateway"}
+    )
+    impatient = Audit(edge.context.pool, metrics=EdgeMetrics(CollectorRegistry(), "test"), timeout_s=1.0)
+
+    async def record(subject: str) -> None:
+        await impatient.record(
+            actor="ledger", action="effect.attempt", subject=subject, outcome="done", correlation_id="c", detail={}
+        )
+
+    writer = asyncio.create_task(impatient.run())
+    try:
+        async with lock.transaction():
+            await lock.execute("lock table audit in access exclusive mode")
+            stuck = asyncio.create_task(record("stuck"))
+            await asyncio.sleep(0.2)
+            for task in (stuck, asyncio.create_task(record("queued"))):
+                with pytest.raises(AuditUnavailable):
+                    await task
+        await record("queued")
+        assert await edge.context.pool.fetchval("select count(*) from audit where subject = 'queued'") == 1
+    finally:
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        await lock.close()

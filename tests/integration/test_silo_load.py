@@ -123,6 +123,21 @@ async def test_rejects_of_the_newest_load_replace_those_before(bench: Bench) -> 
     assert await bench.fetch("select 1 from reject") == []
 
 
+async def test_a_load_that_only_puts_other_rows_in_doubt_moves_the_position(bench: Bench) -> None:
+    """Answers of the position before it were judged by other rejects, so it gets a position of its own, once."""
+    before = (await bench.fetch("select * from progress"))[0]
+    bench.write("1,BN59 1AA,", "2,BN59 1AB,Exampleson", "3,BN59 1AB,", "4,nowhere,")
+    assert (await bench.load()).unchanged == 3
+    doubted = (await bench.fetch("select * from progress"))[0]
+    assert (doubted["epoch"], doubted["seq"]) == (before["epoch"], before["seq"] + 1)
+    assert (await bench.fetch("select tags from change_log where seq = $1", doubted["seq"]))[0]["tags"] == []
+    await bench.load()
+    assert (await bench.fetch("select * from progress"))[0] == doubted
+    bench.write("1,BN59 1AA,", "2,BN59 1AB,Exampleson", "3,BN59 1AB,")
+    await bench.load()
+    assert (await bench.fetch("select seq from progress"))[0]["seq"] == doubted["seq"] + 1
+
+
 async def test_all_rows_of_a_key_that_is_there_twice_are_refused(bench: Bench) -> None:
     """Nobody knows which row is right, whether they differ or not, and also when one has other mistakes."""
     bench.write("1,BN59 1AA,", "1,BN59 9ZZ,", "2,BN59 1AB,", "2,nowhere,", "3,BN59 1AB,")

@@ -157,3 +157,18 @@ async def test_a_refresh_is_one_load_and_gives_way(monkeypatch: pytest.MonkeyPat
         await asyncio.sleep(0.01)
     assert silo.asked == [[1]]
     assert lookup.kept == [b"[1]"]
+
+
+async def test_a_refresh_in_a_poisoned_batch_is_given_up() -> None:
+    """One by one, refreshes that nobody waits for would hold up the questions of those who do."""
+    silo, kept = Silo(), Kept()
+    async with _loader(silo) as loader:
+        loader.refresh(kept, _question(1), at_least=POSITION)
+        loader.refresh(kept, _question(2), at_least=POSITION)
+        asked = [asyncio.create_task(loader.load(kept, _question(n))) for n in (13, 3)]
+        await asyncio.sleep(0)
+        silo.door.set()
+        answers = await asyncio.gather(*asked, return_exceptions=True)
+    assert isinstance(answers[0], SiloUnavailable)
+    assert isinstance(answers[1], Loaded)
+    assert not {(1,), (2,)} & {tuple(values) for values in silo.asked}

@@ -27,6 +27,7 @@ def _row(seq: int, load_id: int | None, *rejects: tuple[str, list[str]], **chang
         "load_id": load_id,
         "source_time": NOW if load_id else None,
         "rejects": json.dumps(rejects),
+        "rejected_tables": sorted({table for table, _ in rejects}),
     } | changes
 
 
@@ -128,3 +129,32 @@ def test_a_position_is_one_line_of_words() -> None:
 def test_a_line_that_is_no_state_is_none(raw: bytes | None) -> None:
     """Nothing else in Redis is taken for one."""
     assert State.parse(raw) is None
+
+
+def test_doubts_older_than_anybody_remembers_are_not_taken_for_none() -> None:
+    """An answer from before the oldest load known here cannot say `not_found`: what was rejected then is forgotten."""
+    rejected = _of(_row(1, 1, ("address", [FIRST])))
+    mended = _of(_row(2, 2), rejected)
+    assert _judged(mended, seq=1) == ("cannot_tell", "doubtful")
+    again = _of(_row(3, 3), mended)
+    assert _judged(again, seq=1) == ("cannot_tell", "unknown")
+    assert _judged(again, seq=2) == ("not_found", None)
+    restarted = _of(_row(2, 2))
+    assert _judged(restarted, seq=1) == ("cannot_tell", "unknown")
+    assert _judged(restarted, seq=2) == ("not_found", None)
+
+
+def test_an_answer_from_before_a_load_is_as_old_as_its_own_source() -> None:
+    """A replica that is stuck does not become fresh because another source was loaded since."""
+    old = NOW - dt.timedelta(days=30)
+    before = _of(_row(1, 1, source_time=old))
+    after = _of(_row(2, 2), before)
+    assert _judged(after, seq=1, max_age_s=86400) == ("cannot_tell", "too_old")
+    assert _judged(after, seq=2, max_age_s=86400) == ("not_found", None)
+
+
+def test_more_rejects_than_are_read_hide_no_table() -> None:
+    """The list of rejects ends at its limit; the list of tables that have some does not."""
+    many = [("street", [])] * (MOST_REJECTS + 1)
+    standing = _of(_row(1, 1, *many, rejected_tables=["address", "street"]))
+    assert _judged(standing) == ("cannot_tell", "doubtful")

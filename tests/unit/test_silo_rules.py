@@ -89,7 +89,7 @@ def test_a_refused_row_still_says_what_it_puts_in_doubt() -> None:
     """What can be read of a refused row is read; what cannot is named as unread."""
     reading = read(Kind="Gas", Seen="31/02/2014")
     assert reading.values["uprn"] == 60001449
-    assert reading.unread == {"seen"}
+    assert reading.unread == {"kind", "seen"}
     assert read(UPRN="not a number").unread == {"uprn"}
 
 
@@ -147,3 +147,21 @@ def test_headings_that_nobody_asks_for_are_no_matter() -> None:
     """A new column in the source changes nothing until silo.yaml names it."""
     wider = rules([*HEADER, "Colour"]).read([*(ROW.get(heading, "") for heading in HEADER), "green"])
     assert wider == read()
+
+
+def test_half_a_point_is_refused_and_named() -> None:
+    """One coordinate without the other is a reject with a reason, also where both may be empty; none is no fault."""
+    text = DECLARED.replace("X_is_ignored", "easting").replace(", required: true}", "}")
+    table = SiloDeclaration.parse(text, Path("silo.yaml"), TYPES).tables["lamp"]
+    loose = TableRules(table, HEADER, TYPES, encoding="utf-8", where="lamps.csv")
+    row = ROW | {"Y": ""}
+    half = loose.read([row.get(heading, "") for heading in HEADER])
+    assert reasons(half) == [("Y", "is empty, though the other coordinate is there")]
+    row |= {"X": ""}
+    assert reasons(loose.read([row.get(heading, "") for heading in HEADER])) == []
+
+
+def test_what_a_rewriting_rule_refuses_counts_as_unreadable() -> None:
+    """Nobody can say which stored value was meant, so it is not taken for the refused text."""
+    assert "kind" in read(Kind="Gas").unread
+    assert "seen" in read(Seen="in July").unread
