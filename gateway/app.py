@@ -24,13 +24,14 @@ from gateway.assembly import Assembly, NotReady, assembled, ensure_changes_topic
 from gateway.audit import Audit
 from gateway.auth import ApiKeys
 from gateway.blobs import Blobs
-from gateway.console import fail
 from gateway.context import Asker, Context
 from gateway.health import Health
 from gateway.live import Live
+from gateway.protocol import Runner
 from gateway.server import build_admin_app, build_public_app, drain, run_edge
 from gateway.serving import IN_FLIGHT
-from gateway.settings import InvalidSettings, Settings
+from gateway.settings import Settings
+from gateway.starting import open_site, said
 from gateway.stopping import stop_on_signals
 from gateway.telemetry import EdgeMetrics
 
@@ -46,14 +47,10 @@ _log = structlog.get_logger("gateway.app")
 async def serve(settings: Settings) -> int:
     """Serve until SIGTERM; 0 after a clean stop, 1 or 2 when it could not start."""
     logs.configure(settings.log_format)
-    try:
+    with said():
         async with assembled(settings, name="silogate serve", connections=_CONNECTIONS) as assembly:
             with stop_on_signals() as stop:
                 await _serve(assembly, stop)
-    except NotReady as error:
-        fail(*error.problems)
-    except InvalidSettings as error:
-        fail(*error.problems, code=2)
     return 0
 
 
@@ -86,8 +83,8 @@ async def _listen(context: Context, stop: asyncio.Event) -> None:
     admin, public = build_admin_app(context), build_public_app(context)
     add_pages(admin, context)
     async with AsyncExitStack() as ports:
-        await _open_port(ports, admin, settings.admin_host, settings.admin_port)
-        site = await _open_port(ports, public, settings.host, settings.port)
+        await _open_port(ports, admin, settings.admin_host, settings.admin_port, "SILOGATE_ADMIN_PORT")
+        site = await _open_port(ports, public, settings.host, settings.port, "SILOGATE_PORT")
         context.health.start()
         _log.info("serve.ready", port=settings.port, admin_port=settings.admin_port)
         await stop.wait()
@@ -107,13 +104,11 @@ async def _answered(app: web.Application, grace_s: float) -> None:
         await asyncio.sleep(_LOOK_S)
 
 
-async def _open_port(ports: AsyncExitStack, app: web.Application, host: str, port: int) -> web.TCPSite:
-    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_CUT_S, handle_signals=False)
+async def _open_port(ports: AsyncExitStack, app: web.Application, host: str, port: int, setting: str) -> web.TCPSite:
+    runner = Runner(app, access_log=None, shutdown_timeout=_CUT_S, handle_signals=False)
     await runner.setup()
     ports.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port)
-    await site.start()
-    return site
+    return await open_site(runner, host, port, setting)
 
 
 async def _topic_exists(assembly: Assembly) -> None:
@@ -139,7 +134,8 @@ def _silo(assembly: Assembly, name: str, metrics: CacheMetrics) -> Silo:
         max_age_s=declaration.max_age_s,
         rejects_tolerated=declaration.rejects_tolerated,
         role=settings.lookup_role,
-        statement_timeout_ms=int(settings.lookup_timeout * 1000),
+        # a third of what a caller waits, so that another server can still answer when the first one hangs
+        statement_timeout_ms=int(settings.lookup_timeout * 1000 / 3),
     )
 
 

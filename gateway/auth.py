@@ -17,6 +17,7 @@ import asyncpg
 
 _BEARER = re.compile(r"(?i:Bearer) +sg_([a-z0-9]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
 _SCOPE = re.compile(r"lookups:(?:\*|[a-z][a-z0-9-]{0,62})|cases:read|cases:write|events:read|admin:read")
+SCOPES = "lookups:<name>, lookups:*, cases:read, cases:write, events:read and admin:read"
 _ALPHABET = "abcdefghjkmnpqrstvwxyz0123456789"
 # A revoked key dies within KEEP_S. A flood of unknown keys costs the database at most one query per GAP_S.
 KEEP_S = 5.0
@@ -42,6 +43,10 @@ class InvalidScope(ValueError):
     """A scope that no route knows."""
 
 
+class UnnamedKey(ValueError):
+    """A key that nobody could be asked about."""
+
+
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who is asking, and what they may do."""
@@ -60,6 +65,11 @@ class Principal:
     def may_ask(self, scope: str, *, personal: bool) -> bool:
         """True with the lookup's own scope. The wildcard opens public lookups only: a personal one is named."""
         return scope in self.scopes or (not personal and ALL_LOOKUPS in self.scopes)
+
+
+def key_id(token: str) -> str:
+    """The part of a token that may be shown: the key's id."""
+    return token.split("_")[1]
 
 
 class KeyRecord(TypedDict):
@@ -111,11 +121,13 @@ class ApiKeys:
         return self._check(match[1], match[2])
 
     async def add(self, name: str, scopes: Iterable[str]) -> str:
-        """Makes a key and returns its token, which cannot be shown again; raises InvalidScope."""
+        """Makes a key and returns its token, which cannot be shown again; raises InvalidScope and UnnamedKey."""
+        if not name.strip():
+            raise UnnamedKey("a key needs a name: who holds it")
         wanted = sorted(set(scopes))
         for scope in wanted:
             if not _SCOPE.fullmatch(scope):
-                raise InvalidScope(f"{scope!r} is not a scope")
+                raise InvalidScope(f"{scope!r} is not a scope; scopes are {SCOPES}")
         key_id = "".join(secrets.choice(_ALPHABET) for _ in range(12))
         secret = secrets.token_urlsafe(32)
         await self._pool.execute(

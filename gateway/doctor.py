@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from cache.seal import KeyRing
 from gateway.console import as_json, people
 from gateway.integrations import read_folders
 from gateway.settings import Settings
@@ -107,15 +108,31 @@ async def _folders(found: Finding, settings: Settings) -> None:
     folders = read_folders(settings.integrations, settings.silos)
     found.detail = folders.summary()
     found.problems += [str(problem) for problem in folders.problems]
-    settings.blobs.mkdir(parents=True, exist_ok=True)
-    if not os.access(settings.blobs, os.W_OK):
-        found.problems.append(f"SILOGATE_BLOBS: {settings.blobs} cannot be written to")
+    found.problems += [*_wrong_ring(settings), *_wrong_blobs(settings)]
     for integration in folders.integrations:
         found.problems += [
             f"SILOGATE_RECIPIENT_{name.upper().replace('-', '_')}_URL is not set: {integration.name} delivers to {name}"
             for name in integration.recipients
             if name not in settings.recipients
         ]
+
+
+def _wrong_ring(settings: Settings) -> list[str]:
+    try:
+        KeyRing.parse(settings.key_ring.get_secret_value())
+    except ValueError as error:
+        return [f"SILOGATE_KEY_RING: {error}"]
+    return []
+
+
+def _wrong_blobs(settings: Settings) -> list[str]:
+    try:
+        settings.blobs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return [f"SILOGATE_BLOBS: {settings.blobs} cannot be made: {error.strerror}"]
+    if not os.access(settings.blobs, os.W_OK | os.X_OK):
+        return [f"SILOGATE_BLOBS: {settings.blobs} cannot be written to"]
+    return []
 
 
 async def _primary(found: Finding, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""What an image's own first bytes say it is: the media type a caller declares is a claim, not a fact."""
+"""What an image's own bytes say it is: the media type a caller declares is a claim, not a fact."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ _MAX_PIXELS = 120_000_000
 # Start-of-frame markers: all of C0..CF but DHT, JPG and DAC.
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_ALONE = frozenset({0x01, *range(0xD0, 0xD8)})
+# Chunks or segments of one picture. Millions of empty ones would only keep the event loop busy.
+_MAX_PARTS = 20_000
+# Some cameras fill their files up to whole blocks.
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Image:
 
 
 def decode_header(content: bytes | bytearray) -> Image | None:
-    """The image that the bytes begin with, or None when they are no JPEG, PNG or WebP with a sound header."""
+    """The image that the bytes are, or None when they are no JPEG, PNG or WebP that begins and ends as it should."""
     for media_type, size_of in _FORMATS:
         size = size_of(content)
         if size is not None:
@@ -44,29 +47,57 @@ def _png(content: bytes | bytearray) -> tuple[int, int] | None:
         return None
     if zlib.crc32(content[12:29]) != int.from_bytes(content[29:33], "big"):
         return None
+    if not _png_ends(content, 33):
+        return None
     return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+
+
+def _png_ends(content: bytes | bytearray, at: int) -> bool:
+    """Whether the chunks from `at` on hold pixels, and the last of them is the end of the picture and of the bytes."""
+    pixels = False
+    for _ in range(_MAX_PARTS):
+        length, kind = int.from_bytes(content[at : at + 4], "big"), bytes(content[at + 4 : at + 8])
+        at += 12 + length
+        if at > len(content) or not kind.isalpha():
+            return False
+        if kind == b"IEND":
+            return pixels and length == 0 and at == len(content)
+        pixels = pixels or (kind == b"IDAT" and length > 0)
+    return False
 
 
 def _jpeg(content: bytes | bytearray) -> tuple[int, int] | None:
     if content[:3] != b"\xff\xd8\xff":
         return None
-    at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF:
-        marker = content[at + 1]
-        if marker == 0xFF:
-            at += 1
-            continue
-        if marker in _JPEG_ALONE:
-            at += 2
-            continue
-        if marker in _JPEG_FRAMES:
-            frame = content[at + 5 : at + 9]
-            return (int.from_bytes(frame[2:], "big"), int.from_bytes(frame[:2], "big")) if len(frame) == 4 else None
-        length = int.from_bytes(content[at + 2 : at + 4], "big")
-        if length < 2 or marker in (0xD9, 0xDA):
+    at, size = 2, None
+    for _ in range(_MAX_PARTS):
+        if at + 4 > len(content) or content[at] != 0xFF:
             return None
+        marker = content[at + 1]
+        if marker == 0xFF or marker in _JPEG_ALONE:
+            at += 1 if marker == 0xFF else 2
+            continue
+        body, length = at + 4, int.from_bytes(content[at + 2 : at + 4], "big")
         at += 2 + length
+        if length < 2 or marker == 0xD9 or at > len(content):
+            return None
+        if marker == 0xDA:
+            return size if _jpeg_ends(content, at) else None
+        if marker in _JPEG_FRAMES:
+            if length < 8:
+                return None
+            frame = content[body + 1 : body + 5]
+            size = int.from_bytes(frame[2:], "big"), int.from_bytes(frame[:2], "big")
     return None
+
+
+def _jpeg_ends(content: bytes | bytearray, scan: int) -> bool:
+    """Whether pixels begin at `scan` and the picture has an end.
+
+    What stands behind the end is let be: phones put depth maps, short films and data of their makers there, and every
+    reader stops at the end. Within the pixels an end marker cannot occur (ISO/IEC 10918-1, B.1.1.5).
+    """
+    return content.find(b"\xff\xd9", scan) > scan
 
 
 def _webp(content: bytes | bytearray) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from cache.values import VALUE_TYPES, Index, Tagger
 from gateway.declarations import CaseTypeDeclaration, Integration, LookupDeclaration
 from gateway.lookup_files import CASES, read_lookup
-from streams.casetype import CaseType, InvalidCaseType
+from streams.casedocument import completed
+from streams.casetype import CaseType, InvalidCaseType, pointer
 from streams.declared import Document, InvalidDeclaration, Problem, read
 from streams.flow import Flow
 from streams.flow_check import check_flow
@@ -157,16 +159,52 @@ def _read_integration(folder: Path, silos: Mapping[str, SiloDeclaration]) -> Int
 def _case_type(folder: Path, document: Document, declared: _CaseType, problems: list[Problem]) -> CaseType | None:
     path = folder / declared.schema_file
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
-        return CaseType(declared.name, schema)
+        schema = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+        if not isinstance(schema, dict):
+            raise InvalidCaseType("must be an object")
+        case_type = CaseType(declared.name, schema)
     except (OSError, UnicodeDecodeError):
         at = ("case_type", "schema")
         problems.append(document.problem(at, f"names {path.name}, which is not there or not UTF-8 text"))
     except json.JSONDecodeError as error:
         problems.append(Problem(path, error.lineno, "", f"is not JSON: {error.msg}"))
+    except _WrittenTwice as error:
+        problems.append(Problem(path, 1, error.key, "is written twice in one object"))
     except InvalidCaseType as error:
-        problems.append(Problem(path, 1, "", str(error)))
+        problems.append(Problem(path, 1, error.where, error.reason))
+    except (ValueError, RecursionError):
+        problems.append(Problem(path, 1, "", "cannot be read: a number is too long, or it is nested too deeply"))
+    else:
+        problems += _wrong_examples(path, case_type)
+        return case_type
     return None
+
+
+class _WrittenTwice(ValueError):
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    # JSON keeps the last of two equal keys in silence: a mark or a limit in the first would be lost
+    found: dict[str, object] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _WrittenTwice(key)
+        found[key] = value
+    return found
+
+
+def _wrong_examples(path: Path, case_type: CaseType) -> Iterable[Problem]:
+    """What is wrong with the schema's examples, which the API description shows as bodies of a POST."""
+    for index, example in enumerate(case_type.schema.get("examples", [])):
+        where = pointer(("examples", index))
+        if not isinstance(example, dict):
+            yield Problem(path, 1, where, "is not an object")
+            continue
+        for found in case_type.validate(completed(case_type, example, by="example", at=datetime.now(UTC))):
+            yield Problem(path, 1, where + found.pointer, found.message)
 
 
 def _described(case_type: CaseType) -> CaseTypeDeclaration:

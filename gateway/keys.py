@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-from gateway.auth import ApiKeys
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from uuid import uuid4
+
+import asyncpg
+from prometheus_client import CollectorRegistry
+
+from gateway.audit import Audit, AuditUnavailable
+from gateway.auth import ApiKeys, InvalidScope, UnnamedKey, key_id
 from gateway.console import as_json, fail, say
 from gateway.database import gateway_pool
 from gateway.settings import Settings
-
-SCOPES = ("lookups:", "cases:read", "cases:write", "events:read", "admin:read")
+from gateway.telemetry import EdgeMetrics
+from streams.outages import DATABASE_ERRORS
 
 
 async def add(settings: Settings, name: str, scopes: list[str], *, json: bool) -> int:
-    """Make a key and print it; refuses a scope that no route knows."""
-    for scope in scopes:
-        if scope not in SCOPES[1:] and not (scope.startswith("lookups:") and len(scope) > len("lookups:")):
-            fail(f"{scope!r} is not a scope; scopes are lookups:<name>, lookups:* and {', '.join(SCOPES[1:])}", code=2)
-    async with gateway_pool(settings, size=1) as pool:
-        token = await ApiKeys(pool).add(name, scopes)
+    """Make a key and print it; refuses an empty name and a scope that no route knows."""
+    token = ""
+    with _said():
+        async with gateway_pool(settings, size=1) as pool:
+            try:
+                token = await ApiKeys(pool).add(name, scopes)
+                await _record(pool, "key.add", key_id(token), {"scopes": sorted(set(scopes))})
+            except (InvalidScope, UnnamedKey) as error:
+                fail(str(error), code=2)
+            except AuditUnavailable as error:
+                # nobody has seen the secret, so the key opens nothing
+                fail(f"the key {key_id(token)} could not be audited ({error}) and is not shown: revoke it")
     if json:
         as_json({"name": name, "scopes": scopes, "key": token})
     else:
@@ -27,8 +43,9 @@ async def add(settings: Settings, name: str, scopes: list[str], *, json: bool) -
 
 async def show(settings: Settings, *, json: bool) -> int:
     """List keys without secrets."""
-    async with gateway_pool(settings, size=1) as pool:
-        rows = await ApiKeys(pool).list()
+    with _said():
+        async with gateway_pool(settings, size=1) as pool:
+            rows = await ApiKeys(pool).list()
     if json:
         as_json(rows)
     for row in [] if json else rows:
@@ -37,10 +54,41 @@ async def show(settings: Settings, *, json: bool) -> int:
     return 0
 
 
-async def revoke(settings: Settings, key_id: str) -> int:
+async def revoke(settings: Settings, key: str) -> int:
     """Revoke a key; 1 when there is no such active key."""
-    async with gateway_pool(settings, size=1) as pool:
-        if not await ApiKeys(pool).revoke(key_id):
-            fail(f"there is no active key {key_id}")
-    say(f"{key_id} is revoked; every gateway refuses it within five seconds")
+    with _said():
+        async with gateway_pool(settings, size=1) as pool:
+            if not await ApiKeys(pool).revoke(key):
+                fail(f"there is no active key {key}")
+            try:
+                await _record(pool, "key.revoke", key, {})
+            except AuditUnavailable as error:
+                fail(f"{key} is revoked, but that could not be audited ({error})")
+    say(f"{key} is revoked; every gateway refuses it within five seconds")
     return 0
+
+
+async def _record(pool: asyncpg.Pool, action: str, key: str, detail: dict[str, list[str]]) -> None:
+    audit = Audit(pool, metrics=EdgeMetrics(CollectorRegistry(), version("silogate")))
+    failure: AuditUnavailable | None = None
+    async with asyncio.TaskGroup() as background:
+        writer = background.create_task(audit.run())
+        try:
+            await audit.record(
+                actor="cli", action=action, subject=key, outcome="done", correlation_id=str(uuid4()), detail=detail
+            )
+        except AuditUnavailable as error:
+            failure = error  # raised in here, it would leave in a group
+        writer.cancel()
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def _said() -> Iterator[None]:
+    """Say that the database cannot be used, and leave with 1."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        # never the driver's whole text: an address may hold a password
+        fail(f"PostgreSQL cannot be used ({type(error).__name__}); `silogate doctor` says more")

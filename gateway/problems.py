@@ -65,6 +65,11 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
     }
 )
 
+# Said where the work may have been committed before the answer was lost. A note that is sent twice is there twice.
+IN_DOUBT = (
+    "It is not known whether the request took effect: one with an Idempotency-Key may be repeated, "
+    "for any other read the case first."
+)
 _RETRY = MappingProxyType({"Retry-After": "1"})
 _HTTP_CODES = {
     404: "not_found",
@@ -156,7 +161,7 @@ def as_problem(error: Exception) -> Problem:
         )
     # asyncio.TimeoutError is an OSError as well, so it is told apart first.
     if isinstance(error, asyncio.TimeoutError):
-        return Problem("deadline_exceeded", "The request took too long. Repeating it is safe.", headers=_RETRY)
+        return Problem("deadline_exceeded", f"The request took too long. {IN_DOUBT}", headers=_RETRY)
     if isinstance(error, _DATABASE_AWAY) or _is_closed_pool(error):
         return Problem("database_unavailable", "The database cannot be reached. Try again shortly.", headers=_RETRY)
     return Problem("internal_error", "Something went wrong on our side. Quote the correlation id when you report it.")

@@ -159,6 +159,7 @@ ROUTES: tuple[Route, ...] = (
         problems=(
             *_OF_DATABASE,
             "unknown_case",
+            "case_erased",
             "unsupported_media_type",
             "body_too_large",
             "not_what_it_says",

@@ -23,7 +23,8 @@ from streams.durations import Duration, Size
 PREFIX = "SILOGATE_"
 _RECIPIENT = re.compile(r"^RECIPIENT_([A-Z0-9_]+)_URL$")
 # Read by others than this module: the config file itself and the switches of the test suite.
-_NOT_SETTINGS = ("CONFIG", "TEST_")
+_CONFIG = "CONFIG"
+_OF_THE_TESTS = "TEST_"
 
 
 class InvalidSettings(Exception):
@@ -121,10 +122,11 @@ class Settings(BaseModel):
 def read_settings(environment: Mapping[str, str] | None = None) -> Settings:
     """Reads environment, config file and secret files; raises InvalidSettings with every problem at once."""
     environment = os.environ if environment is None else environment
-    values, problems = _from_file(environment.get(PREFIX + "CONFIG"))
+    values, problems = _from_file(environment.get(PREFIX + _CONFIG))
     recipients = dict(values.get("recipients", {}))
     for name, text in environment.items():
-        if name.startswith(PREFIX) and not name.removeprefix(PREFIX).startswith(_NOT_SETTINGS):
+        short = name.removeprefix(PREFIX)
+        if name.startswith(PREFIX) and short != _CONFIG and not short.startswith(_OF_THE_TESTS):
             _take(name, text, values, recipients, problems)
     if recipients:
         values["recipients"] = recipients
@@ -150,10 +152,11 @@ def _from_file(path: str | None) -> tuple[dict[str, Any], list[str]]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         return {}, [f"SILOGATE_CONFIG: {path} is not TOML: {error}"]
     unknown = [name for name in values if name not in Settings.model_fields]
-    return (
-        {name: value for name, value in values.items() if name not in unknown},
-        [_unknown(f"{path}: {name}", name) for name in unknown],
-    )
+    problems = [_unknown(f"{path}: {name}", name) for name in unknown]
+    if not isinstance(values.get("recipients", {}), dict):
+        unknown.append("recipients")
+        problems.append(f'{path}: recipients is not a table; write [recipients] with one `name = "address"` a line')
+    return {name: value for name, value in values.items() if name not in unknown}, problems
 
 
 def _take(name: str, text: str, values: dict[str, Any], recipients: dict[str, str], problems: list[str]) -> None:
@@ -174,7 +177,7 @@ def _take(name: str, text: str, values: dict[str, Any], recipients: dict[str, st
 
 
 def _unknown(shown: str, name: str) -> str:
-    near = difflib.get_close_matches(name, list(Settings.model_fields), 1)
+    near = difflib.get_close_matches(name, [*Settings.model_fields, _CONFIG.lower()], 1)
     hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else "; `silogate settings` lists them all"
     return f"{shown} is not a setting{hint}"
 

@@ -17,11 +17,11 @@ from prometheus_client import CollectorRegistry
 from gateway import logs
 from gateway.assembly import Assembly, NotReady, assembled, ensure_changes_topic
 from gateway.audit import Audit
-from gateway.console import fail
 from gateway.declarations import Integration
 from gateway.health import Health
 from gateway.server import build_worker_app
 from gateway.settings import InvalidSettings, Settings
+from gateway.starting import open_site, said
 from gateway.stopping import stop_on_signals
 from gateway.telemetry import EdgeMetrics
 from streams.consumer import Consumer
@@ -50,16 +50,12 @@ _log = structlog.get_logger("gateway.worker")
 async def work(settings: Settings) -> int:
     """Work until SIGTERM; 0 after a clean stop, 1 or 2 when it could not start."""
     logs.configure(settings.log_format)
-    try:
+    with said():
         async with assembled(settings, name="silogate work", connections=_CONNECTIONS) as assembly:
             _require_recipients(assembly)
             await ensure_changes_topic(assembly)
             with stop_on_signals() as stop:
                 await _Worker(assembly, stop).run()
-    except NotReady as error:
-        fail(*error.problems)
-    except InvalidSettings as error:
-        fail(*error.problems, code=2)
     return 0
 
 
@@ -175,7 +171,7 @@ class _Worker:
         runner = web.AppRunner(build_worker_app(self._health, self._registry), access_log=None, handle_signals=False)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, self._settings.admin_host, self._settings.worker_port).start()
+        await open_site(runner, self._settings.admin_host, self._settings.worker_port, "SILOGATE_WORKER_PORT")
 
 
 def _mail_sink(assembly: Assembly) -> SmtpSink:

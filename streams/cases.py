@@ -235,9 +235,10 @@ class Cases:
         origin: str,
         correlation_id: str,
     ) -> Attachment:
-        """Records a file of the case; the same content twice is one attachment and one event. Raises UnknownCase."""
+        """Records a file; the same content twice is one attachment and one event. Raises UnknownCase and Erased."""
         async with self._transaction() as connection:
             row = await _locked(connection, case_id)
+            await self._keys.of(connection, case_id)  # only to raise Erased
             for known in await caserows.select_attachments(connection, case_id):
                 if known["sha256"] == sha256:
                     return Attachment(**dict(known))
@@ -357,7 +358,8 @@ class Cases:
 
 
 def _check(case_type: CaseType, whole: Mapping[str, Any]) -> None:
-    problems = problems_of(case_type, whole)
+    # a schema need not require the status, because `create` fills it in: so its removal is refused here
+    problems = problems_of(case_type, whole) or ([] if "status" in whole else [Problem("/status", "is required")])
     if problems:
         raise Invalid(problems)
 

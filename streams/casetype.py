@@ -11,6 +11,12 @@ from typing import Any
 
 import jsonschema_rs
 
+_MARKS = ("x-personal", "x-immutable")
+_OWN_WORDS = (*_MARKS, "x-reference-prefix")
+# Keywords whose value maps names to schemas: a property may well be called `x-position`.
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependentRequired")
+# Keywords whose value is data, not schema.
+_DATA = ("examples", "default", "enum", "const")
 _PREFIX = re.compile(r"^[A-Z]{2,5}$")
 _FIELD = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,40}$")
 _MAX_PROBLEMS = 50
@@ -39,7 +45,12 @@ _LIMITS = {
 
 
 class InvalidCaseType(ValueError):
-    """The schema cannot serve as a case type; says why."""
+    """The schema cannot serve as a case type: `reason` says why, `where` is a JSON pointer into it, or empty."""
+
+    def __init__(self, reason: str, where: str = "") -> None:
+        super().__init__(f"{where}: {reason}" if where else reason)
+        self.reason = reason
+        self.where = where
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +73,9 @@ class CaseType:
         try:
             self._validator = jsonschema_rs.Draft202012Validator(self.schema, validate_formats=True, offline=True)
         except (jsonschema_rs.ValidationError, ValueError) as error:
-            raise InvalidCaseType("not a usable JSON Schema: " + str(error).splitlines()[0]) from error
+            where = pointer(tuple(error.instance_path)) if isinstance(error, jsonschema_rs.ValidationError) else ""
+            raise InvalidCaseType("not a usable JSON Schema: " + str(error).splitlines()[0], where) from error
+        _check_words(self.schema, ())
         self.personal = _marked(self.schema, "x-personal")
         self.immutable = _marked(self.schema, "x-immutable")
         self.statuses = _statuses(self.schema)
@@ -101,6 +114,26 @@ class CaseType:
 def pointer(path: tuple[str | int, ...]) -> str:
     """A JSON pointer (RFC 6901)."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _check_words(node: object, path: tuple[str | int, ...]) -> None:
+    """Refuses a misspelt or mistyped word of ours: JSON Schema overlooks it, and what it should seal stays public."""
+    if isinstance(node, list):
+        for index, below in enumerate(node):
+            _check_words(below, (*path, index))
+    if not isinstance(node, Mapping):
+        return
+    for word, below in node.items():
+        here = (*path, word)
+        if word.lower().startswith("x-") and word not in _OWN_WORDS:
+            raise InvalidCaseType("is not a word of case types; they are " + ", ".join(_OWN_WORDS), pointer(here))
+        if word in _MARKS and not isinstance(below, bool):
+            raise InvalidCaseType("is true or false, without quotes", pointer(here))
+        if word in _NAMED and isinstance(below, Mapping):
+            for name, schema in below.items():
+                _check_words(schema, (*here, name))
+        elif word not in _DATA:
+            _check_words(below, here)
 
 
 def _marked(schema: Mapping[str, Any], mark: str) -> tuple[tuple[str, ...], ...]:
@@ -208,7 +241,10 @@ def _problems(error: jsonschema_rs.ValidationError) -> Iterator[Problem]:
     elif keyword in {"additionalProperties", "unevaluatedProperties"}:
         for name in detail.get("unexpected", []):
             # A name from outside may be anything: only what looks like a field's name is repeated.
-            yield Problem(pointer((*path, name) if _FIELD.match(name) else path), "is not a field of this case type")
+            if _FIELD.match(name):
+                yield Problem(pointer((*path, name)), "is not a field of this case type")
+            else:
+                yield Problem(pointer(path), "holds a field that this case type does not have")
     else:
         yield Problem(pointer(path), _message(keyword, detail))
 

@@ -46,6 +46,16 @@ class InvalidDeclaration(Exception):
 class _Loader(yaml.SafeLoader):
     """YAML with only `true` and `false` as truth values: `on`, `no` and `yes` are words here (a key `on:`, Norway)."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            # what the constructors of dates, numbers and truth values raise where the text only looks like one
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"a value cannot be read as {kind}; put it in quotes if it is text", node.start_mark
+            ) from error
+
 
 _Loader.yaml_implicit_resolvers = {
     letter: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
@@ -109,11 +119,18 @@ def read(path: Path, text: str | None = None) -> Document:
     if len(content) > _LARGEST:
         raise InvalidDeclaration([Problem(path, 1, "", "is larger than 1 MiB")])
     try:
-        root = yaml.compose(content, Loader=_Loader)
+        return _document(path, content)
+    except RecursionError:
+        raise InvalidDeclaration([Problem(path, 1, "", "is nested too deeply")]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         reason = getattr(error, "problem", None) or "is not YAML"
-        raise InvalidDeclaration([Problem(path, mark.line + 1 if mark else 1, "", f"is not YAML: {reason}")]) from None
+        what = reason if isinstance(error, yaml.constructor.ConstructorError) else f"is not YAML: {reason}"
+        raise InvalidDeclaration([Problem(path, mark.line + 1 if mark else 1, "", what)]) from None
+
+
+def _document(path: Path, content: str) -> Document:
+    root = yaml.compose(content, Loader=_Loader)
     if not isinstance(root, yaml.MappingNode):
         raise InvalidDeclaration([Problem(path, 1, "", "must be a mapping of fields to values")])
     if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(content, Loader=_Loader)):
@@ -130,6 +147,10 @@ def read(path: Path, text: str | None = None) -> Document:
 def _walk(node: yaml.Node, location: Location, lines: dict[Location, int], problems: list[Problem], path: Path) -> None:
     if isinstance(node, yaml.MappingNode):
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                problems.append(Problem(path, line, ".".join(map(str, location)), "has a key that is not one word"))
+                continue
             here = (*location, str(key.value))
             if here in lines:
                 problems.append(Problem(path, key.start_mark.line + 1, ".".join(map(str, here)), "is written twice"))

@@ -5,7 +5,6 @@ is personal travels in `sealed`, under the case's own key.
 """
 
 import base64
-import binascii
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,6 +113,19 @@ def decode(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, 
     )
 
 
+def read_record(
+    key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]
+) -> tuple[CaseEvent | None, Undecodable | None]:
+    """The event a record carries, or why it cannot be read. Raises nothing, whatever the record holds."""
+    try:
+        return decode(key, value, headers), None
+    except Undecodable as problem:
+        return None, problem
+    # One record must never stop the worker at every restart. Only the class is told: the text may quote the record.
+    except Exception as error:  # noqa: BLE001
+        return None, Undecodable("data", None, f"cannot be read ({type(error).__name__})")
+
+
 def case_of(key: bytes | None) -> UUID | None:
     """The case a record's key names, in the one spelling that we write: another would lie in another partition."""
     try:
@@ -191,7 +203,11 @@ def _time(text: str) -> datetime:
         raise Undecodable("envelope", "ce_time", "is not a time") from None
     if at.tzinfo is None:
         raise Undecodable("envelope", "ce_time", "has no time zone")
-    return at.astimezone(UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        # a time of its own zone that lies outside the years 1 to 9999 in UTC
+        raise Undecodable("envelope", "ce_time", "is not a time") from None
 
 
 def _origin(text: str) -> str:
@@ -205,5 +221,6 @@ def _sealed(value: object) -> bytes:
         raise Undecodable("data", "sealed", "is not a text")
     try:
         return base64.b64decode(value, validate=True)
-    except binascii.Error:
+    except ValueError:
+        # binascii.Error is one; a letter outside ASCII raises the plain kind
         raise Undecodable("data", "sealed", "is not base64") from None

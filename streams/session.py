@@ -13,8 +13,8 @@ from aiokafka.errors import KafkaError
 
 from streams import fence
 from streams.dispatch import Dispatcher
-from streams.errors import Fenced, Misconfigured, Undecodable
-from streams.events import case_of, decode
+from streams.errors import Fenced, Misconfigured
+from streams.events import case_of, read_record
 from streams.failpoints import reach
 from streams.fence import Fence
 from streams.handlers import BatchHandler, CaseHandler, TakesPartitions
@@ -226,11 +226,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         now = asyncio.get_running_loop().time()
         if partition is None or not partition.watermark.deliver(record.offset, now):
             return
-        event = problem = None
-        try:
-            event = decode(record.key, record.value, record.headers)
-        except Undecodable as caught:
-            problem = caught
+        event, problem = read_record(record.key, record.value, record.headers)
         size = len(record.value or b"") + sum(len(name) + len(text or b"") for name, text in record.headers)
         item = Item(record.partition, record.offset, record.key, record.headers, record.value, size, event, problem)
         case_id = event.case_id if event is not None else case_of(record.key)

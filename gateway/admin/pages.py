@@ -26,6 +26,7 @@ from gateway.admin.access import (
 )
 from gateway.admin.flow import find_flow, what_resolves
 from gateway.admin.overview import read_overview, read_rejects
+from gateway.admin.posted import posted_fields
 from gateway.admin.queries import QUERIES
 from gateway.admin.rendering import STATIC, add_security_headers, age, environment, page
 from gateway.audit import AuditUnavailable, Detail
@@ -34,6 +35,9 @@ from streams.outages import DATABASE_ERRORS
 
 _PAGE = 50
 _LONGEST = 100
+# Where a row may be: what lies outside, the database would refuse instead of finding nothing.
+_YEARS = range(1970, 9999)
+_MAX_N = 2**63 - 1
 _DEADLINE_S = 10.0
 _QUERY_S = 5.0
 # What a database that is away or failing over raises.
@@ -88,13 +92,19 @@ class Cursor:
     def parse(cls, text: str) -> Cursor:
         """The position that `str` wrote; the list's beginning for anything else."""
         try:
-            at, identity, n = text.split("~")
-            return cls(datetime.fromisoformat(at), UUID(identity), int(n))
-        except ValueError:
+            moment, identity, number = text.split("~")
+            at, n = _in_utc(datetime.fromisoformat(moment)), int(number)
+            return cls(at, UUID(identity), n) if at.year in _YEARS and 0 <= n <= _MAX_N else cls()
+        # a time next to the first or last year has no UTC that Python could hold
+        except (ValueError, OverflowError):
             return cls()
 
     def __str__(self) -> str:
         return f"{self.at.isoformat()}~{self.id}~{self.n or 0}" if self.at else ""
+
+
+def _in_utc(at: datetime) -> datetime:
+    return at.astimezone(UTC) if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 _PAGES: web.AppKey[_Pages] = web.AppKey("pages", _Pages)
@@ -185,7 +195,7 @@ async def _login_page(request: web.Request) -> web.Response:
 
 
 async def _login(request: web.Request) -> web.Response:
-    pages, key = request.app[_PAGES], (await request.post()).get("key", "")
+    pages, key = request.app[_PAGES], (await posted_fields(request)).get("key", "")
     try:
         operator, cookie = await pages.sessions.open(key if isinstance(key, str) else "")
     except Unauthenticated:

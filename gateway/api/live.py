@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 import orjson
 import structlog
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.api.cases import case_id_of
+from gateway.auth import Unauthenticated
 from gateway.context import CONTEXT, Context
+from gateway.exchange import EXCHANGE
 from gateway.live import Subscription
 from gateway.middleware.audited import record
 from gateway.problems import Problem
@@ -26,6 +28,7 @@ _VERSION = "select version from cases where id = $1"
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _PAGE = 200
 _RETRY_MS = 2000
+_AUTH_S = 2.0
 
 
 class _Cut(Exception):
@@ -33,7 +36,10 @@ class _Cut(Exception):
 
 
 async def watch_case(request: web.Request) -> web.StreamResponse:
-    """Streams until the client goes, the process drains, or the reader is too slow. No personal data is ever sent."""
+    """Streams until the client goes, its key is revoked, the process drains, or the reader is too slow.
+
+    No personal data is ever sent.
+    """
     context = request.app[CONTEXT]
     case_id = case_id_of(request)
     last = _last_event_id(request)
@@ -50,7 +56,7 @@ async def watch_case(request: web.Request) -> web.StreamResponse:
         await response.prepare(request)
         # A client that has gone is no error, and one that is cut comes back with Last-Event-ID.
         with suppress(ConnectionError, _Cut):
-            stream = _Stream(response, subscription, context)
+            stream = _Stream(response, subscription, context, lambda: _still_allowed(request))
             await stream.run(page)
     return response
 
@@ -58,8 +64,15 @@ async def watch_case(request: web.Request) -> web.StreamResponse:
 class _Stream:
     """One client's stream: what it was told, and what it still has to be."""
 
-    def __init__(self, response: web.StreamResponse, subscription: Subscription, context: Context) -> None:
+    def __init__(
+        self,
+        response: web.StreamResponse,
+        subscription: Subscription,
+        context: Context,
+        allowed: Callable[[], Awaitable[bool]],
+    ) -> None:
         self._response = response
+        self._allowed = allowed
         self._subscription = subscription
         self._cases = context.cases
         self._heartbeat_s = context.options.heartbeat_s
@@ -72,7 +85,14 @@ class _Stream:
         await self._send(first)
         if len(first) == _PAGE:
             await self._send_history()
+        clock = asyncio.get_running_loop().time
+        asked = clock()
         while not self._subscription.cut:
+            # by the clock and not at quiet moments only: a busy case must not keep a revoked key's stream open
+            if clock() - asked >= self._heartbeat_s:
+                if not await self._allowed():
+                    return
+                asked = clock()
             if await self._subscription.wait(self._heartbeat_s):
                 await self._send_news()
             else:
@@ -121,6 +141,25 @@ class _Stream:
         except TimeoutError:
             self._cut.inc()
             raise _Cut from None
+
+
+async def _still_allowed(request: web.Request) -> bool:
+    """Whether the key that opened the stream still may; while nobody can say, it goes on."""
+    context, exchange = request.app[CONTEXT], request[EXCHANGE]
+    header = request.headers.get(hdrs.AUTHORIZATION)
+    try:
+        principal = context.keys.known(header)
+        if principal is None:
+            async with asyncio.timeout(_AUTH_S):
+                principal = await context.keys.principal(header)
+    except Unauthenticated as error:
+        context.metrics.auth_failures.labels(error.reason).inc()
+        return False
+    except DATABASE_ERRORS as error:
+        log.warning("stream_key_unchecked", error_class=type(error).__name__)
+        return True
+    scope = exchange.route.policy.scope if exchange.route is not None else None
+    return scope is None or principal.may(scope)
 
 
 def _as_text(event: CaseEvent) -> bytes:

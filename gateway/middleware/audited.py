@@ -7,7 +7,7 @@ from aiohttp import web
 from gateway.audit import AuditUnavailable
 from gateway.context import CONTEXT
 from gateway.exchange import EXCHANGE, Exchange
-from gateway.problems import Problem, as_problem
+from gateway.problems import IN_DOUBT, Problem, as_problem
 from gateway.route import Handler
 from gateway.serving import LOOKUPS
 
@@ -45,7 +45,7 @@ async def record(request: web.Request, action: str, outcome: str) -> None:
             detail=exchange.detail,
         )
     except AuditUnavailable as error:
-        detail = "The audit log cannot be written, so nothing is confirmed. Repeating the request is safe."
+        detail = f"The audit log cannot be written. {IN_DOUBT}"
         raise Problem("audit_unavailable", detail, headers={"Retry-After": "1"}) from error
 
 

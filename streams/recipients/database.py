@@ -40,6 +40,8 @@ class RecipientDatabase:
         self._address = address
         self.mapping = mapping
         self._statement_s = statement_s
+        # To find one slow row among many, groups must end much sooner than a row alone may
+        self.group_s = statement_s / 10
         self._lock_s = lock_s
         self._pool: asyncpg.Pool | None = None
         self._ready: Ready | None = None

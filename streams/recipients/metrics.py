@@ -37,8 +37,14 @@ _POLLS = Metric(
 _LAST = Metric(
     "silogate_poll_last_done_timestamp_seconds", "gauge", ("recipient",), "When a recipient was last read to its end."
 )
+_AHEAD = Metric(
+    "silogate_poll_rows_ahead",
+    "gauge",
+    ("recipient",),
+    "Rows at a recipient that are not read because their time of change lies in its future, as of the last poll.",
+)
 
-CATALOGUE: tuple[Metric, ...] = (_EVENTS, _APPLY, _FIELDS, _ROWS, _POLLS, _LAST)
+CATALOGUE: tuple[Metric, ...] = (_EVENTS, _APPLY, _FIELDS, _ROWS, _POLLS, _LAST, _AHEAD)
 
 
 class RecipientMetrics:
@@ -51,7 +57,9 @@ class RecipientMetrics:
         self._rows = Counter(_ROWS.name, _ROWS.help, _ROWS.labels, registry=registry)
         self._polls = Counter(_POLLS.name, _POLLS.help, _POLLS.labels, registry=registry)
         self._last = Gauge(_LAST.name, _LAST.help, _LAST.labels, registry=registry)
+        self._ahead = Gauge(_AHEAD.name, _AHEAD.help, _AHEAD.labels, registry=registry)
         for recipient in recipients:
+            self._ahead.labels(recipient)
             self._apply.labels(recipient)
             for outcome in PUSHED:
                 self._events.labels(recipient, outcome)
@@ -76,6 +84,10 @@ class RecipientMetrics:
     def polled(self, recipient: str, outcome: str) -> None:
         """Count one change seen at a recipient."""
         self._rows.labels(recipient, outcome).inc()
+
+    def rows_ahead(self, recipient: str, rows: int) -> None:
+        """Note how many rows a poll left unread because their time of change has not come yet."""
+        self._ahead.labels(recipient).set(rows)
 
     def poll_ended(self, recipient: str, outcome: str, at: float) -> None:
         """Count one poll; `at` is the time of the wall clock."""

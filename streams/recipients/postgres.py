@@ -37,7 +37,7 @@ from streams.recipients.links import Link, record
 from streams.recipients.metrics import RecipientMetrics
 from streams.recipients.opened import Opened, open_events
 from streams.recipients.push import Held, Push
-from streams.recipients.refusals import of_connector, of_row
+from streams.recipients.refusals import is_too_slow, of_connector, of_row
 
 Wanted = Callable[[CaseEvent, Dictionary[str, Any]], bool]
 
@@ -130,6 +130,7 @@ class PostgresRecipient:
 
     async def _write(self, ready: Ready, choice: Choice, map_event: MapEvent, fence: Fence) -> Held:
         """One transaction at the recipient; a second one, row by row where needed, when a row was refused."""
+        group_s: float | None = None
         for halving in (False, True):
             try:
                 async with self._database.connection() as connection, connection.transaction():
@@ -137,7 +138,7 @@ class PostgresRecipient:
                     await connection.execute("set constraints all immediate")
                     await hold(connection, fence)
                     push = Push(connection, ready.statements, choice, map_event)
-                    held = await (push.one_by_one() if halving else push.at_once())
+                    held = await (push.one_by_one(group_s) if halving else push.at_once())
                     reach("recipient.before_commit")
                 return held
             except DATABASE_ERRORS as error:
@@ -145,6 +146,7 @@ class PostgresRecipient:
                     self._database.forget()
                 if halving or of_row(error) is None:
                     raise of_connector(error) from None
+                group_s = self._database.group_s if is_too_slow(error) else None
         raise AssertionError("the second round returns or raises")  # pragma: no cover
 
     async def _link(self, mapping: Mapping, choice: Choice, held: Held) -> None:

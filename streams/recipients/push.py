@@ -8,7 +8,7 @@ import asyncpg
 from streams.errors import Rejected, Retryable
 from streams.events import CaseEvent
 from streams.recipients.candidates import Candidate, Choice, MapEvent, columns_of
-from streams.recipients.refusals import of_row
+from streams.recipients.refusals import is_too_slow, of_row
 from streams.recipients.tables import Statements
 
 
@@ -23,7 +23,9 @@ class Row(NamedTuple):
 Held = dict[str, Row]
 
 # What a refused row raises: about the row, not about the connection.
-_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError)
+_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError)
+
+_LIMIT = "select set_config('statement_timeout', $1, true)"
 
 
 class Push:
@@ -36,6 +38,7 @@ class Push:
         self._statements = statements
         self._choice = choice
         self._map_event = map_event
+        self._group_s: float | None = None
 
     async def at_once(self) -> Held:
         """Everything, or the database's error; nothing in `choice` is changed by an error."""
@@ -43,8 +46,12 @@ class Push:
         await self._echoes(self._choice.echoes)
         return await self._completed(held)
 
-    async def one_by_one(self) -> Held:
-        """Everything that the recipient takes: what it refuses is found by halving, and named."""
+    async def one_by_one(self, group_s: float | None = None) -> Held:
+        """Everything that the recipient takes: what it refuses is found by halving, and named.
+
+        `group_s`: how long a statement over several rows may take here; without it as long as any other.
+        """
+        self._group_s = group_s
         candidates, self._choice.candidates = self._choice.candidates, []
         held = await self._halved(candidates)
         for echo in list(self._choice.echoes):
@@ -71,7 +78,7 @@ class Push:
         for half in (candidates[:middle], candidates[middle:]):
             try:
                 async with self._connection.transaction():
-                    written = await self._rows(half)
+                    written = await self._quickly(half)
             except _ERRORS as error:
                 if of_row(error) is None:
                     raise
@@ -93,11 +100,26 @@ class Push:
                 if fault is None:
                     raise
                 self._choice.refuse(left.event, fault)
+                if is_too_slow(error):
+                    # an older event would wait for the same row as long again
+                    for event in left.older:
+                        self._choice.refuse(event, Retryable(fault.reason))
+                    return {}
                 left = self._choice.choose(left.older, self._map_event)
             else:
                 self._choice.candidates.append(left)
                 return held
         return {}
+
+    async def _quickly(self, candidates: Sequence[Candidate]) -> Held:
+        if self._group_s is None or len(candidates) == 1:
+            return await self._rows(candidates)
+        usual = await self._connection.fetchval("select current_setting('statement_timeout')")
+        await self._connection.execute(_LIMIT, f"{round(self._group_s * 1000)}ms")
+        held = await self._rows(candidates)
+        # an error needs no such line: it takes the setting back together with the rows
+        await self._connection.execute(_LIMIT, usual)
+        return held
 
     async def _rows(self, candidates: Sequence[Candidate]) -> Held:
         if not candidates:

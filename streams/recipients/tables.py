@@ -43,6 +43,13 @@ select exists (
 """
 
 
+# A time of change beyond this is a slip of somebody's hand or clock. To follow it would leave unread what really
+# changes until then, and some such times ('infinity', the year 20260) cannot even be received.
+_NEWEST = "clock_timestamp() + interval '5 minutes'"
+# Counting is for people: beyond this it does not matter how many there are
+_MOST_AHEAD = 1000
+
+
 def quoted(name: str) -> str:
     """An identifier for SQL, exactly as its owner wrote it."""
     return '"' + name.replace('"', '""') + '"'
@@ -94,6 +101,7 @@ class Statements:
     held: str
     page: str
     first_page: str
+    ahead: str
     columns: tuple[str, ...]
 
     @classmethod
@@ -107,6 +115,7 @@ class Statements:
             held=_held(declaration, table),
             page=_page(declaration, table, first=False),
             first_page=_page(declaration, table, first=True),
+            ahead=_ahead(declaration),
             columns=columns,
         )
 
@@ -174,6 +183,19 @@ def _page(declaration: RecipientDeclaration, table: RemoteTable, *, first: bool)
 select {own}::text as id, {key}::text as key, {quoted(status.column)}::text as code, {modified} as modified,
        extract(epoch from clock_timestamp() - {modified})::float8 as age_s
 from {quoted_table(declaration.table)}
-where {behind} and {key} is not null
+where {behind} and {modified} <= {_NEWEST} and {key} is not null
 order by {modified}, {own} limit $2
+"""  # noqa: S608 - every identifier was quoted above
+
+
+def _ahead(declaration: RecipientDeclaration) -> str:
+    """How many rows of ours no page brings because their time of change lies in the recipient's future."""
+    used = declaration.columns
+    if used.modified is None:
+        return ""
+    modified, key = quoted(used.modified), quoted(used.key)
+    return f"""
+select count(*) from (
+    select from {quoted_table(declaration.table)} where {modified} > {_NEWEST} and {key} is not null limit {_MOST_AHEAD}
+) as unread
 """  # noqa: S608 - every identifier was quoted above

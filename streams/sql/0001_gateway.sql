@@ -131,6 +131,7 @@ create table parked_key (
 create index parked_key_to_resume on parked_key (consumer_group, topic) where resume_requested is not null;
 
 -- `version` is empty for an event that could not be read; `position` is the order in which a case's events are handled.
+-- `record_sha256`, here and below: in a topic that was made anew, another record may lie at the same offset.
 create table parked_event (
     position    bigint generated always as identity primary key,
     consumer_group text not null,
@@ -139,10 +140,11 @@ create table parked_event (
     topic       text not null,
     partition   integer not null,
     record_offset bigint not null,
+    record_sha256 bytea not null,
     headers     jsonb not null,
     value       bytea not null,
     parked_at   timestamptz not null default now(),
-    unique (consumer_group, topic, partition, record_offset),
+    unique (consumer_group, topic, partition, record_offset, record_sha256),
     foreign key (consumer_group, case_id) references parked_key on delete cascade
 );
 create index parked_event_in_order on parked_event (consumer_group, case_id, position);
@@ -153,6 +155,7 @@ create table stray_record (
     topic       text not null,
     partition   integer not null,
     record_offset bigint not null,
+    record_sha256 bytea not null,
     key         bytea,
     headers     jsonb not null,
     value       bytea,
@@ -160,7 +163,7 @@ create table stray_record (
     field       text,
     reason      text not null,
     seen_at     timestamptz not null default now(),
-    primary key (consumer_group, topic, partition, record_offset)
+    primary key (consumer_group, topic, partition, record_offset, record_sha256)
 );
 
 create table partition_fence (

@@ -45,13 +45,15 @@ async def insert_rows(connection: asyncpg.Connection, key_id: str) -> None:
         at(130),
     )
     await connection.execute(
-        "insert into parked_event (consumer_group, case_id, version, topic, partition, record_offset, headers, value)"
-        " values ('recipient.contractor', $1, 1, 'cases.changes.v1', 0, 7, '{}', '')",
+        "insert into parked_event"
+        " (consumer_group, case_id, version, topic, partition, record_offset, record_sha256, headers, value)"
+        " values ('recipient.contractor', $1, 1, 'cases.changes.v1', 0, 7, '', '{}', '')",
         BLOCKED,
     )
     await connection.execute(
-        "insert into stray_record (consumer_group, topic, partition, record_offset, headers, stage, reason)"
-        " values ('recipient.contractor', 'cases.changes.v1', 0, 3, '{}', 'decode', 'key_is_no_case')"
+        "insert into stray_record"
+        " (consumer_group, topic, partition, record_offset, record_sha256, headers, stage, reason)"
+        " values ('recipient.contractor', 'cases.changes.v1', 0, 3, '', '{}', 'decode', 'key_is_no_case')"
     )
     await _effect(connection, MAIL_DONE, LITTER, "done", None, "250 queued", LITTER_CORRELATION, 0.4)
     await _effect(connection, MAIL_UNKNOWN, BLOCKED, "unknown", "lease_ran_out", None, BLOCKED_CORRELATION, 101)

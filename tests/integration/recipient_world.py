@@ -111,6 +111,7 @@ class World:
         wanted: Wanted | None = None,
         yaml: dict[str, str] | None = None,
         lock_s: float = 0.2,
+        statement_s: float = 10.0,
     ) -> AsyncIterator[Remote]:
         """A recipient with a database of its own; `yaml` replaces words of its file, `extra_sql` alters its table."""
         path = FOLDER / "recipients" / f"{name}.yaml"
@@ -123,7 +124,8 @@ class World:
         session = await asyncpg.connect(self.remote_url)
         await session.execute(_EMPTIED)
         await session.execute((FOLDER / "recipients" / f"{name}.schema.sql").read_text() + extra_sql)
-        database = RecipientDatabase(self.remote_url, Mapping.compile(declaration, CASE_TYPE), lock_s=lock_s)
+        mapping = Mapping.compile(declaration, CASE_TYPE)
+        database = RecipientDatabase(self.remote_url, mapping, statement_s=statement_s, lock_s=lock_s)
         registry = CollectorRegistry()
         metrics = RecipientMetrics(registry, [name])
         recipient = PostgresRecipient(

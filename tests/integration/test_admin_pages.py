@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import asyncpg
@@ -17,6 +18,7 @@ from gateway.audit import Detail
 from gateway.auth import ApiKeys
 from gateway.dev.addresses import Database
 from tests.integration import operator_rows as rows
+from tests.integration.broken_forms import BROKEN_FORMS
 
 PAGES = ("/admin/", "/admin/flow", "/admin/cases", "/admin/parked", "/admin/effects", "/admin/rejects", "/admin/audit")
 
@@ -243,6 +245,50 @@ async def test_odd_questions_find_nothing(busy: Operator, asked: str) -> None:
     assert "RAP-" not in text
     assert "RAP-7KQ2" in await busy.read("/admin/cases?after=" + asked)
     assert "No case here" in await busy.read("/admin/cases?status=nothing")
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        "0001-01-01T00:00:00+14:00~{id}~0",
+        "9999-12-31T23:59:59-14:00~{id}~0",
+        "9999-12-31T23:59:59.999999~{id}~0",
+        "0001-01-01T00:00:00~{id}~0",
+        "2999-01-01T00:00:00+00:00~{id}~9223372036854775808",
+        "2999-01-01T00:00:00+00:00~{id}~-1",
+        "2999-01-01T00:00:00+00:00~{id}~" + "9" * 3000,
+    ],
+)
+async def test_a_position_out_of_bounds_is_the_beginning(busy: Operator, after: str) -> None:
+    """No date or number in the address makes a page say that the database is away."""
+    position = quote(after.format(id=rows.LITTER))
+    assert "RAP-7KQ2" in await busy.read("/admin/cases?after=" + position)
+    for path in ("/admin/effects", "/admin/audit"):
+        await busy.read(f"{path}?after={position}")
+
+
+async def test_a_position_is_a_moment_whatever_its_offset(busy: Operator) -> None:
+    """The same moment written with another offset, or the largest number, is a position like any other."""
+    later, earlier = "2999-01-01T00:30:00+01:00", "1971-01-01T00:30:00+01:00"
+    for n in (0, 2**63 - 1):
+        assert "RAP-7KQ2" in await busy.read("/admin/cases?after=" + quote(f"{later}~{rows.LITTER}~{n}"))
+        assert "RAP-7KQ2" not in await busy.read("/admin/cases?after=" + quote(f"{earlier}~{rows.LITTER}~{n}"))
+        await busy.read("/admin/audit?after=" + quote(f"{later}~{rows.LITTER}~{n}"))
+
+
+@pytest.mark.parametrize("name", BROKEN_FORMS)
+async def test_a_login_that_is_no_form_is_refused(
+    operator: Operator, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A broken body or an unknown charset is the sender's fault, and neither answer nor log repeats it."""
+    content_type, body = BROKEN_FORMS[name]
+    headers = {"Content-Type": content_type}
+    async with operator.http.post(operator.url + "/admin/login", data=body, headers=headers) as answer:
+        assert answer.status == 400
+        assert (await answer.text()).startswith("This form cannot be read.")
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert "needle" not in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_lists_go_on_where_they_ended(busy: Operator) -> None:

@@ -202,6 +202,14 @@ async def test_a_patch_cannot_break_the_case(cases: Cases) -> None:
     assert await cases.read(case.id) == case
 
 
+async def test_a_patch_cannot_take_the_status_away(cases: Cases) -> None:
+    """A schema need not require the status, but a case without one would be nowhere: the patch is refused."""
+    case = (await cases.create(TYPE, report(), **FORM)).case
+    with pytest.raises(Invalid, match="/status is required"):
+        await cases.change(case.id, {"status": None}, **OFFICER)
+    assert (await cases.read(case.id)).version == 1
+
+
 async def test_a_patch_that_changes_nothing_makes_no_version(cases: Cases) -> None:
     """An echo of what is already so causes no event."""
     case = (await cases.create(TYPE, report(), **FORM)).case
@@ -256,6 +264,9 @@ async def test_an_erased_case_reads_as_erased(cases: Cases, pool: asyncpg.Pool) 
         await cases.open_personal(case_id, (await cases.history(case_id))[0].sealed)
     with pytest.raises(Erased):
         await cases.note(case_id, "still dirty", by="Sam", **OFFICER)
+    with pytest.raises(Erased):
+        await cases.attach(case_id, "a" * 64, "image/jpeg", 12345, **FORM)
+    assert await cases.attachments(case_id) == []
 
 
 async def test_one_case_does_not_open_another(cases: Cases) -> None:

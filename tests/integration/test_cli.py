@@ -141,8 +141,77 @@ async def test_a_key_is_made_shown_once_and_revoked(here: Town) -> None:
     await until("the revoked key refused", refused, timeout_s=15)
     again = await run(environment, "keys", "revoke", row["id"])
     assert (again.code, f"there is no active key {row['id']}" in again.words) == (1, True)
-    wrong = await run(environment, "keys", "add", "a test", "--scope", "everything")
-    assert (wrong.code, "'everything' is not a scope" in wrong.words) == (2, True)
+    rows = await here.sql(
+        "select action, actor, subject, detail::text from gateway.audit where actor = 'cli' order by at"
+    )
+    assert [row[:3] for row in rows] == [("key.add", "cli", row["id"]), ("key.revoke", "cli", row["id"])]
+    assert key.rsplit("_", 1)[1] not in str(rows)
+
+
+@pytest.mark.parametrize("scope", ["everything", "lookups:BAD_NAME", "lookups:"])
+async def test_a_scope_that_no_route_knows_is_refused(here: Town, scope: str) -> None:
+    """The command line and the gateway know the same scopes, and the sentence lists them."""
+    wrong = await run(here.council.environment, "keys", "add", "a test", "--scope", scope)
+    assert (wrong.code, f"'{scope}' is not a scope; scopes are lookups:<name>" in wrong.words) == (2, True)
+    unnamed = await run(here.council.environment, "keys", "add", " ", "--scope", "cases:read")
+    assert (unnamed.code, "a key needs a name" in unnamed.words) == (2, True)
+
+
+@pytest.mark.parametrize("arguments", [("add", "a test", "--scope", "cases:read"), ("list",), ("revoke", "abc")])
+async def test_keys_without_the_database_say_so(here: Town, arguments: tuple[str, ...]) -> None:
+    """PostgreSQL away, or without the gateway's schema: one sentence, exit 1, no password."""
+    environment = here.council.environment
+    away = {**environment, "SILOGATE_DATABASE_URL": "postgresql://silogate:hunter2@127.0.0.1:1/silogate"}
+    bare = {**environment, "SILOGATE_DATABASE_URL": environment["SILOGATE_RECIPIENT_CONTRACTOR_URL"]}
+    for found in [await run(away, "keys", *arguments), await run(bare, "keys", *arguments)]:
+        assert (found.code, found.data) == (1, "")
+        assert "PostgreSQL cannot be used" in found.words
+        assert "Traceback" not in found.words
+        assert "hunter2" not in found.words
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [("serve", "SILOGATE_PORT"), ("serve", "SILOGATE_ADMIN_PORT"), ("work", "SILOGATE_WORKER_PORT")],
+)
+async def test_a_port_in_use_is_named(here: Town, command: str, setting: str) -> None:
+    """Whoever starts a second gateway beside the first reads which setting to change."""
+    taken = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
+    async with taken:
+        port = str(taken.sockets[0].getsockname()[1])
+        found = await run({**here.council.environment, setting: port}, command)
+    assert found.code == 1, found.words
+    assert f"{setting}: 127.0.0.1:{port} cannot be listened on" in found.words
+    assert "Traceback" not in found.words
+
+
+async def test_a_host_of_another_machine_and_a_bad_sender_are_named(here: Town) -> None:
+    """What shows only once everything is being started is said like what shows at once."""
+    found = await run({**here.council.environment, "SILOGATE_HOST": "nowhere.invalid"}, "serve")
+    assert (found.code, "SILOGATE_PORT: nowhere.invalid:" in found.words, "Traceback" in found.words) == (
+        1,
+        True,
+        False,
+    )
+    found = await run({**here.council.environment, "SILOGATE_SMTP_FROM": "nobody"}, "work")
+    assert (found.code, "SILOGATE_SMTP_FROM: " in found.words, "Traceback" in found.words) == (2, True, False)
+
+
+async def test_doctor_names_every_wrong_setting_of_the_folders(here: Town, tmp_path: Path) -> None:
+    """A ring that opens nothing and a folder that cannot be made hide neither each other nor a missing recipient."""
+    (tmp_path / "file").write_text("")
+    wrong = {
+        **here.council.environment,
+        "SILOGATE_KEY_RING": "junk",
+        "SILOGATE_BLOBS": str(tmp_path / "file" / "blobs"),
+    }
+    del wrong["SILOGATE_RECIPIENT_CONTRACTOR_URL"]
+    found = await run(wrong, "doctor", "--json")
+    assert found.code == 1
+    problems = " ".join(json.loads(found.data)[0]["problems"])
+    for name in ("SILOGATE_KEY_RING: ", "SILOGATE_BLOBS: ", "SILOGATE_RECIPIENT_CONTRACTOR_URL is not set"):
+        assert name in problems, problems
+    assert "junk" not in found.data + found.words
 
 
 @pytest.mark.parametrize("command", ["serve", "work", "doctor"])

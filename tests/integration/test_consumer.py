@@ -14,6 +14,7 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from prometheus_client import CollectorRegistry
 
+import streams.events
 from streams import failpoints
 from streams import fence as fences
 from streams.consumer import Consumer
@@ -353,6 +354,27 @@ async def test_records_nobody_can_read_are_kept(bench: Bench) -> None:
     assert [(row["key"], row["value"]) for row in strays] == [(None, b"\x00\xff"), (b"case 42", value)]
     assert all(row["reason"] for row in strays)
     assert await bench.committed() == 6
+
+
+async def test_a_record_that_breaks_the_decoder_is_parked(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error nobody thought of parks the record's case, naming only its class; the worker goes on with the rest."""
+    odd, other = case_event(), case_event()
+    decode = streams.events.decode
+
+    def fragile(key: bytes | None, *rest: Any) -> CaseEvent:
+        if key == str(odd.case_id).encode():
+            raise RuntimeError("Avery Quill")
+        return decode(key, *rest)
+
+    monkeypatch.setattr(streams.events, "decode", fragile)
+    await bench.write(odd, other)
+    handler = Recorder()
+    async with bench.consuming(handler):
+        await until(lambda: bench.counted("undecodable") == 1 and len(handler.applied) == 1)
+        assert await resume(bench.pool, bench.group) == 1
+        await _until_refused_again(bench)
+    (parked,) = await parked_cases(bench.pool)
+    assert (parked.case_id, parked.reason) == (odd.case_id, "cannot be read (RuntimeError)")
 
 
 async def test_one_bad_event_does_not_spoil_its_batch(bench: Bench) -> None:

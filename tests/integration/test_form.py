@@ -18,6 +18,7 @@ from aiohttp import web
 from gateway.dev.form.app import FormSettings, make_form
 from gateway.dev.form.journeys import LIFETIME_S, Journeys, Photo
 from gateway.dev.sse import messages
+from tests.integration.broken_forms import BROKEN_FORMS
 from tests.integration.gateway_double import KEY, Double
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 64
@@ -119,6 +120,23 @@ class serving:  # noqa: N801 - reads as what it does
 
     async def __aexit__(self, *_: object) -> None:
         await self._runner.cleanup()
+
+
+@pytest.mark.parametrize("name", BROKEN_FORMS)
+async def test_a_body_that_is_no_form_is_refused_with_a_page(
+    resident: Resident, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Broken bytes are answered with 400 and the page for failures, and get into no log."""
+    await resident.open("/find")
+    content_type, body = BROKEN_FORMS[name]
+    headers = {"Content-Type": content_type}
+    async with resident.http.post(resident.url + "/find", data=body, headers=headers) as answer:
+        text = await answer.text()
+        assert answer.status == 400
+        assert "Go to the start page" in text
+        assert "needle" not in text
+    assert "needle" not in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 async def test_the_whole_journey_makes_one_case(resident: Resident, gateway: Double) -> None:

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry
 from cache.silo import SiloUnavailable
 from gateway.audit import Audit, AuditUnavailable, verify
 from gateway.dev.addresses import Database, Servers
+from gateway.problems import IN_DOUBT
 from gateway.telemetry import EdgeMetrics
 from tests.integration.edge import NINO, Edge, found, gateway_schema, idempotent, problem_of, report, running_edge
 from tests.unit.test_http_images import png
@@ -187,6 +188,21 @@ async def test_the_database_refuses_to_change_a_row(pool: asyncpg.Pool, statemen
         await pool.execute(statement)
 
 
+async def test_a_note_whose_row_fails_is_not_called_safe_to_repeat(gateway_database: Database, tmp_path: Path) -> None:
+    """A note has no Idempotency-Key: it may be there although the answer is 503, and the answer says to look first."""
+    async with running_edge(gateway_database.url, tmp_path) as edge:
+        path = f"/v1/cases/{(await edge.create())['id']}"
+        await edge.context.pool.execute("alter table audit rename to audit_away")
+        answer = await edge.ask("POST", f"{path}/notes", json={"text": "Seen."})
+        await edge.context.pool.execute("alter table audit_away rename to audit")
+        assert await problem_of(answer) == (503, "audit_unavailable", None)
+        detail = (await answer.json(content_type=None))["detail"]
+        assert "not known whether" in detail
+        assert "read the case first" in detail
+        notes = (await (await edge.ask("GET", path)).json())["notes"]
+        assert [note["text"] for note in notes][-1] == "Seen."
+
+
 async def test_without_its_row_nothing_is_confirmed(gateway_database: Database, tmp_path: Path) -> None:
     """When the log cannot be written, the request is 503; once it can, the same request is answered, once made."""
     async with running_edge(gateway_database.url, tmp_path) as edge:
@@ -194,6 +210,7 @@ async def test_without_its_row_nothing_is_confirmed(gateway_database: Database, 
         headers = idempotent()
         answer = await edge.ask("POST", "/v1/cases", json=report(), headers=headers)
         assert await problem_of(answer) == (503, "audit_unavailable", None)
+        assert (await answer.json(content_type=None))["detail"].endswith(IN_DOUBT)
         await edge.context.pool.execute("alter table audit_away rename to audit")
         again = await edge.ask("POST", "/v1/cases", json=report(), headers=headers)
         assert again.status == 201

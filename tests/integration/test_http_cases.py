@@ -12,6 +12,7 @@ import pytest
 
 from gateway.dev.addresses import Servers
 from tests.integration.edge import Edge, gateway_schema, idempotent, problem_of, report, running_edge
+from tests.unit.test_http_images import png
 
 _JSON = {"Content-Type": "application/json"}
 
@@ -280,6 +281,16 @@ async def test_an_erased_case_reads_as_erased(edge: Edge) -> None:
     assert case["category"] == "litter"
     answer = await edge.ask("PATCH", f"/v1/cases/{case_id}", json={"status": "fixed"}, headers={"If-Match": '"1"'})
     assert await problem_of(answer) == (410, "case_erased", None)
+    photo = {"Content-Type": "image/png"}
+    answer = await edge.ask("POST", f"/v1/cases/{case_id}/attachments", data=png(), headers=photo)
+    assert await problem_of(answer) == (410, "case_erased", None)
+
+
+async def test_a_case_keeps_a_status(edge: Edge) -> None:
+    """Taking the status away is a mistake of the caller, told with its field."""
+    case_id = (await edge.create())["id"]
+    answer = await edge.ask("PATCH", f"/v1/cases/{case_id}", json={"status": None}, headers={"If-Match": '"1"'})
+    assert await problem_of(answer) == (422, "invalid_document", "/status")
 
 
 async def test_a_correlation_id_is_taken_kept_and_given_back(edge: Edge) -> None:

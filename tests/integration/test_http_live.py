@@ -54,9 +54,12 @@ async def _live_edge(
 
 
 @asynccontextmanager
-async def _stream(edge: Edge, case_id: str, last: str | None = None) -> AsyncIterator[ClientResponse]:
+async def _stream(
+    edge: Edge, case_id: str, last: str | None = None, *, key: str = "form"
+) -> AsyncIterator[ClientResponse]:
     headers = {} if last is None else {"Last-Event-ID": last}
-    answer = await edge.ask("GET", f"/v1/cases/{case_id}/events", headers=headers, timeout=ClientTimeout(total=60))
+    path, timeout = f"/v1/cases/{case_id}/events", ClientTimeout(total=60)
+    answer = await edge.ask("GET", path, key=key, headers=headers, timeout=timeout)
     try:
         assert answer.status == 200, await answer.text()
         yield answer
@@ -196,6 +199,60 @@ async def test_a_quiet_stream_beats_and_a_drained_one_ends(gateway_database: Dat
             assert b"id: 1\n" in await answer.content.read()
         await _until(lambda: edge.metric("silogate_live_streams") == 0)
         assert not edge.context.live._watched
+
+
+@pytest.mark.parametrize("change", ["revoked_at = now()", "scopes = '{cases:read}'"])
+async def test_a_stream_ends_with_the_key_that_opened_it(
+    gateway_database: Database, tmp_path: Path, change: str
+) -> None:
+    """A key that is revoked or loses its scope closes its own open stream, and no other key's."""
+    async with running_edge(gateway_database.url, tmp_path, options=OFTEN) as edge:
+        case_id, keys = (await edge.create())["id"], edge.context.keys
+        edge.tokens["other"] = await keys.add("other", ["events:read"])
+        async with _stream(edge, case_id) as answer, _stream(edge, case_id, key="other") as other:
+            await edge.context.pool.execute(
+                f"update api_key set {change} where id = $1", edge.tokens["form"].split("_")[1]
+            )
+            async with asyncio.timeout(20):
+                assert b"id: 1\n" in await answer.content.read()
+            await _until(lambda: edge.metric("silogate_live_streams") == 1)
+            assert _versions(await _read(other, 1)) == [1]
+
+
+async def test_a_busy_stream_ends_with_its_key_too(gateway_database: Database, tmp_path: Path) -> None:
+    """News without a pause do not put off the question whether the key still serves."""
+    async with running_edge(gateway_database.url, tmp_path, options=OFTEN) as edge:
+        case_id = (await edge.create())["id"]
+        (first,) = await edge.context.cases.history(UUID(case_id))
+        async with _stream(edge, case_id) as answer, asyncio.timeout(20):
+            await edge.context.keys.revoke(edge.tokens["form"].split("_")[1])
+            version = 1
+            while edge.metric("silogate_live_streams") == 1:
+                version += 1
+                edge.context.live.publish(_at(first, version))
+                await asyncio.sleep(0.01)
+            await answer.content.read()
+        assert edge.metric("silogate_live_cut_total", reason="slow") == 0
+
+
+async def test_a_stream_outlives_a_database_that_cannot_be_asked_about_its_key(
+    gateway_database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only a refusal ends the stream; an outage does not."""
+
+    async def away(_: str | None) -> None:
+        asked.append(True)
+        raise ConnectionRefusedError
+
+    asked: list[bool] = []
+    async with running_edge(gateway_database.url, tmp_path, options=OFTEN) as edge:
+        case_id = (await edge.create())["id"]
+        async with _stream(edge, case_id) as answer:
+            monkeypatch.setattr(edge.context.keys, "known", lambda _: None)
+            monkeypatch.setattr(edge.context.keys, "principal", away)
+            await _until(lambda: len(asked) >= 3)
+            edge.context.live.publish(_at((await edge.context.cases.history(UUID(case_id)))[0], 2))
+            assert _versions(await _read(answer, 2)) == [1, 2]
 
 
 async def test_a_long_history_comes_whole(gateway_database: Database, tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from gateway.dev.addresses import Servers
 from streams import failpoints
 from streams.cases import Case
 from streams.errors import Misconfigured, Unavailable
-from streams.failpoints import Injected
 from tests.integration.recipient_world import Remote, World, fence, world
 
 TEAM = "street-team"
@@ -190,16 +189,28 @@ async def test_a_late_commit_is_found_by_the_overlap(gateway: World, team: Remot
     assert await status(gateway, late) == ("in_progress", 2)
 
 
+class Died(BaseException):
+    """The end of the process, which nothing may take for a case's fault."""
+
+
 @pytest.mark.parametrize("place", ["cases.before_commit", "cases.after_commit", "poller.before_settle"])
-async def test_dying_anywhere_takes_every_change_once(gateway: World, team: Remote, place: str) -> None:
+async def test_dying_anywhere_takes_every_change_once(
+    gateway: World, team: Remote, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Wherever a poll dies, the next one finishes its page: each change once, and the position after it."""
     cases = [await delivered(gateway, team) for _ in range(3)]
     for case in cases:
         await set_state(team, case, "done")
-    failpoints.arm(f"{place}:raise")
-    with pytest.raises(Injected):
-        await team.poller.poll()
-    failpoints.disarm()
+
+    def reach(name: str) -> None:
+        if name == place:
+            raise Died
+
+    with monkeypatch.context() as armed:
+        armed.setattr("streams.cases.reach", reach)
+        armed.setattr("streams.recipients.poller.reach", reach)
+        with pytest.raises(Died):
+            await team.poller.poll()
     assert await gateway.pool.fetchval("select count(*) from poll_position") == 0
     await team.poller.poll()
     assert [await status(gateway, case) for case in cases] == [("fixed", 2)] * 3
@@ -257,6 +268,65 @@ async def test_an_erased_case_is_refused_and_noted(gateway: World, team: Remote)
     await set_state(team, here, "done")
     assert await team.poller.poll() == 1
     assert sorted(await outcomes(gateway)) == ["refused:Erased", "taken"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "outcome"),
+    [
+        ("delete from case_key where case_id = $1", "refused:KeyMissing"),
+        ("update case_key set wrapped = 'spoilt' where case_id = $1", "refused:"),
+    ],
+)
+async def test_a_case_that_does_not_open_stops_nobody_else(
+    gateway: World, team: Remote, spoil: str, outcome: str
+) -> None:
+    """A key that is missing or altered is its own case's misfortune: noted once, the page and the position go on."""
+    shut, sound = await delivered(gateway, team), await delivered(gateway, team)
+    await gateway.pool.execute(spoil, shut.id)
+    await set_state(team, shut, "done")
+    await set_state(team, sound, "done")
+    assert [await team.poller.poll() for _ in range(2)] == [1, 0]
+    refused, taken = sorted(await outcomes(gateway))
+    assert (refused.startswith(outcome), taken) == (True, "taken")
+    assert await status(gateway, sound) == ("fixed", 2)
+    assert team.count("poll_rows_total", recipient=TEAM, outcome="refused") == 1
+    assert await gateway.pool.fetchval("select count(*) from poll_position") == 1
+
+
+@pytest.mark.parametrize("moment", ["infinity", "20260-11-22T10:00:00Z", "9999-12-31T23:59:59Z", "-infinity"])
+async def test_a_row_dated_in_the_future_hides_nothing(gateway: World, team: Remote, moment: str) -> None:
+    """A mistyped year is counted and waits for its time; what the team changes now still comes back."""
+    odd, first, second = [await delivered(gateway, team) for _ in range(3)]
+    await team.session.execute(
+        "alter table street.job disable trigger job_stamp;"
+        f"update street.job set state = 'done', modified_at = '{moment}' where gateway_ref = '{odd.reference}';"
+        "alter table street.job enable trigger job_stamp"
+    )
+    await set_state(team, first, "done")
+    assert await team.poller.poll() == 1
+    await set_state(team, second, "done")
+    assert await team.poller.poll() == 1
+    assert (await status(gateway, odd))[0] == "open"
+    assert team.count("poll_rows_ahead", recipient=TEAM) == (0 if moment == "-infinity" else 1)
+    await set_state(team, odd, "doing")
+    assert await team.poller.poll() == 1
+    assert team.count("poll_rows_ahead", recipient=TEAM) == 0
+
+
+async def test_an_error_nobody_thought_of_does_not_end_the_poller(gateway: World) -> None:
+    """Whatever one poll stumbles over, it is counted, and polling goes on: the worker's other tasks never notice."""
+    async with gateway.remote(TEAM, yaml={"every: 2s": "every: 50ms"}) as team:
+        case = await delivered(gateway, team)
+        await set_state(team, case, "done")
+        stop = asyncio.Event()
+        failpoints.arm("poller.before_settle:raise")
+        running = asyncio.create_task(team.poller.run(stop))
+        await counted(team, "unavailable")
+        await counted(team, "done")
+        stop.set()
+        async with asyncio.timeout(10):
+            await running
+        assert await status(gateway, case) == ("fixed", 2)
 
 
 async def test_one_poller_works_at_a_time(gateway: World, team: Remote) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -10,6 +11,7 @@ import pytest_asyncio
 
 from gateway.dev.addresses import Servers
 from streams.errors import Misconfigured, Rejected, Retryable, Unavailable
+from streams.events import CaseEvent
 from streams.testing import case_event
 from tests.integration.recipient_world import Remote, World, errors_of, fence, jobs, world
 
@@ -134,6 +136,51 @@ async def test_a_row_that_someone_holds_makes_only_its_case_wait(gateway: World,
     versions = {job["gateway_ref"]: job["gateway_version"] for job in await jobs(team)}
     assert versions == {held.reference: 1, free.reference: 2}
     assert await errors_of(team, events) == {}
+
+
+def trigger(body: str) -> str:
+    """A rule of the recipient's own people about jobs on the roof."""
+    return (
+        "create function street.odd() returns trigger language plpgsql as $$ begin"
+        f" if new.where_exactly = 'on the roof' then {body}; end if; return new; end $$;"
+        "create trigger odd before insert or update on street.job for each row execute function street.odd();"
+    )
+
+
+async def roof_among(gateway: World, others: int) -> tuple[UUID, list[CaseEvent]]:
+    """One case that the rule is about, between others; and the events of all of them."""
+    cases = [await gateway.report() for _ in range(others)]
+    odd = await gateway.report(location={"easting": 518225, "northing": 104730, "description": "on the roof"})
+    cases.insert(others // 2, odd)
+    return odd.id, await gateway.events(*(case.id for case in cases))
+
+
+@pytest.mark.parametrize("state", ["UE001", "45000", "27000", "38001", "39P01", "XX000"])
+async def test_an_unusual_error_of_a_trigger_is_the_rows(gateway: World, team: Remote, state: str) -> None:
+    """Whatever SQLSTATE a trigger raises, its case alone is tried again, and at last parked; the others are written."""
+    await team.session.execute(trigger(f"raise exception 'not for %', new.reporter using errcode = '{state}'"))
+    odd, events = await roof_among(gateway, 6)
+    (error,) = (await team.recipient.apply_each(events, fence(TEAM))).values()
+    assert type(error) is Retryable
+    assert (error.case_id, error.reason) == (odd, f"the recipient's database failed at the row ({state})")
+    assert len(await jobs(team)) == 6
+
+
+async def test_a_row_that_takes_too_long_holds_up_only_its_case(gateway: World) -> None:
+    """A trigger that hangs on one row among many is found within the deadline; alone, it still blames its case."""
+    async with gateway.remote(TEAM, statement_s=1.0) as team:
+        await team.session.execute(trigger("perform pg_sleep(20)"))
+        odd, events = await roof_among(gateway, 12)
+        (error,) = (await team.recipient.apply_each(events, fence(TEAM))).values()
+        assert type(error) is Retryable
+        assert (error.case_id, error.reason) == (odd, "the recipient's database did not finish the row in time")
+        assert len(await jobs(team)) == 12
+        await gateway.note(odd, "More.")
+        alone = await team.recipient.apply_each(await gateway.events(odd), fence(TEAM))
+        assert [(type(error), error.case_id) for error in alone.values()] == [(Retryable, odd)] * 2
+        await team.session.execute("drop trigger odd on street.job")
+        assert await team.recipient.apply_each(await gateway.events(odd), fence(TEAM)) == {}
+        assert len(await jobs(team)) == 13
 
 
 async def test_what_does_not_open_is_named(gateway: World, team: Remote) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import orjson
 import pytest
+from aiohttp import web
+from structlog.testing import capture_logs
 
 from gateway.dev.addresses import Servers
+from gateway.protocol import Runner
+from gateway.server import build_public_app
 from tests.integration.edge import Edge, gateway_schema, running_edge
 
 
@@ -18,9 +23,19 @@ async def edge(servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> As
         yield edge
 
 
-async def _send(edge: Edge, head: bytes, body: bytes = b"") -> bytes:
+@pytest.fixture(scope="module")
+async def port(edge: Edge) -> AsyncIterator[int]:
+    """The public application on a port as `silogate serve` opens it."""
+    runner = Runner(build_public_app(edge.context), access_log=None, shutdown_timeout=1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield runner.addresses[0][1]
+    await runner.cleanup()
+
+
+async def _send(edge: Edge, head: bytes, body: bytes = b"", *, port: int | None = None) -> bytes:
     """Everything the server says to these bytes until it closes or falls silent."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", edge.public.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port or edge.public.port)
     said = b""
     try:
         writer.write(head.replace(b"KEY", edge.tokens["form"].encode()) + body)
@@ -78,6 +93,46 @@ async def test_an_ambiguous_request_is_refused_and_smuggles_nothing(edge: Edge, 
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.0 400")), answer[:200]
     assert b"200 OK" not in answer
     assert b'"lookups"' not in answer
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"needle\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01needle\r\n\r\n",
+        b"GET /needle HTTP/9\r\n\r\n",
+        b"GET /" + b"needle" * 10_000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /v1/lookups HTTP/1.1\r\nX-Long: " + b"needle" * 10_000 + b"\r\n\r\n",
+        b"GET /v1/lookups HTTP/1.1\r\nneedle\r\n\r\n",
+        b"POST /v1/cases HTTP/1.1\r\nContent-Length: needle\r\n\r\n",
+        b"POST /v1/cases HTTP/1.1\r\nContent-Length: -1\r\nX: needle\r\n\r\n",
+    ],
+)
+async def test_what_is_no_request_gets_a_problem_that_repeats_nothing_of_it(
+    edge: Edge, port: int, head: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Answered like every other refusal: the same document and headers, none of the bytes, and then closed."""
+    with capture_logs() as logged:
+        answer = await _send(edge, head, port=port)
+    top, _, body = answer.partition(b"\r\n\r\n")
+    headers = dict(line.split(b": ", 1) for line in top.split(b"\r\n")[1:])
+    assert top.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 ")), answer[:200]
+    assert headers[b"Server"] == b"silogate"
+    assert headers[b"Content-Type"] == b"application/problem+json"
+    assert headers[b"Cache-Control"] == b"no-store"
+    document = orjson.loads(body)
+    assert (document["status"], document["code"]) == (400, "bad_request")
+    assert document["correlation_id"].encode() == headers[b"Silogate-Correlation-Id"]
+    assert b"needle" not in answer
+    assert [line["event"] for line in logged] == ["request_malformed"]
+    assert "needle" not in str(logged) + caplog.text
+
+
+async def test_a_port_that_refuses_still_serves(edge: Edge, port: int) -> None:
+    """A sound request is answered by the application, and one behind a broken request is not answered at all."""
+    sound = b"GET /v1/lookups HTTP/1.1\r\n" + _AUTH + b"\r\n"
+    assert (await _send(edge, sound, port=port)).startswith(b"HTTP/1.1 200 OK")
+    assert b"200 OK" not in await _send(edge, b"needle\r\n\r\n" + sound, port=port)
 
 
 async def test_the_server_does_not_say_what_it_is_made_of(edge: Edge) -> None:

@@ -155,6 +155,6 @@ def test_an_answer_from_before_a_load_is_as_old_as_its_own_source() -> None:
 
 def test_more_rejects_than_are_read_hide_no_table() -> None:
     """The list of rejects ends at its limit; the list of tables that have some does not."""
-    many = [("street", [])] * (MOST_REJECTS + 1)
+    many: list[tuple[str, list[str]]] = [("street", [])] * (MOST_REJECTS + 1)
     standing = _of(_row(1, 1, *many, rejected_tables=["address", "street"]))
     assert _judged(standing) == ("cannot_tell", "doubtful")

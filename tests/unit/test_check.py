@@ -71,6 +71,38 @@ REPORT = "integrations/report-a-problem"
         (f"{REPORT}/integration.yaml", "flow: flow.yaml", "flows: flow.yaml", ":9: flows: is not a field here"),
         (f"{REPORT}/case.schema.json", '"enum": ["open"', '"enam": ["open"', "case.schema.json:1: the property status"),
         (f"{REPORT}/case.schema.json", '"title"', "title", "case.schema.json:4: is not JSON"),
+        (
+            f"{REPORT}/case.schema.json",
+            '"x-personal": true',
+            '"x-personal": "yes"',
+            "case.schema.json:1: /properties/submitter/x-personal: is true or false",
+        ),
+        (
+            f"{REPORT}/case.schema.json",
+            '"x-personal"',
+            '"x-Personal"',
+            "case.schema.json:1: /properties/submitter/x-Personal: is not a word",
+        ),
+        (
+            f"{REPORT}/case.schema.json",
+            '"type": "object"',
+            '"type": "objekt"',
+            "case.schema.json:1: /type: not a usable",
+        ),
+        (
+            f"{REPORT}/case.schema.json",
+            '"x-personal": true',
+            '"x-personal": true, "x-personal": false',
+            "case.schema.json:1: x-personal: is written twice",
+        ),
+        (
+            f"{REPORT}/case.schema.json",
+            '"category": "litter"',
+            '"category": "liter"',
+            "case.schema.json:1: /examples/0/category: is not one of the allowed values",
+        ),
+        (f"{REPORT}/case.schema.json", '"examples": [', '"examples": [5,', "/examples/0: is not an object"),
+        (f"{REPORT}/case.schema.json", '"maximum": 700000', '"maximum": 7' + "0" * 5000, "a number is too long"),
         (f"{REPORT}/flow.yaml", "street-team", "street-teem", "flow.yaml:"),
         (f"{REPORT}/recipients/contractor.yaml", "kind: postgres", "kind: postgras", "contractor.yaml:"),
         ("silos/assets/silo.yaml", "silo: assets", "silo: assets\ncolour: red", "silo.yaml:"),
@@ -104,6 +136,34 @@ def test_the_command_exits_with_1_and_lists_rows(deploy: Path) -> None:
     (row,) = [row for row in json.loads(result.stdout)["problems"] if row["field"] == "shape"]
     assert row["line"] == 7
     assert row["file"].endswith("asset-by-uprn.yaml")
+
+
+@pytest.mark.parametrize(
+    ("document", "pointer"),
+    [
+        ({"submitter": {"name": " \u2003 "}}, "/submitter/name"),
+        ({"submitter": {"name": "Avery\nQuill"}}, "/submitter/name"),
+        ({"asset": {"uprn": "60002210", "name": "  "}}, "/asset/name"),
+        ({"asset": {"uprn": "60002210", "name": "Monks\u0007"}}, "/asset/name"),
+        ({"notes": [{"text": " \n\t "}]}, "/notes/0/text"),
+    ],
+)
+def test_the_shipped_case_type_wants_something_to_read(document: dict[str, object], pointer: str) -> None:
+    """White space is neither a name nor a report, and a name has no control characters."""
+    (integration,) = read_folders(DEPLOY / "integrations", DEPLOY / "silos").integrations
+    case_type = integration.case_type
+    assert case_type is not None
+    (example,) = case_type.type.schema["examples"]
+    assert [problem.pointer for problem in case_type.type.validate({**example, **document})] == [pointer]
+    sound = {"submitter": {"name": "Zo\u00eb \u674e"}, "notes": [{"text": "\n  Needle.\n"}]}
+    assert case_type.type.validate({**example, **sound}) == []
+
+
+def test_a_schema_that_is_not_an_object_is_named(deploy: Path) -> None:
+    """A list, or nesting without end, is a sentence and not a traceback."""
+    for text, says in (("[1]", "must be an object"), ("[" * 100_000, "cannot be read")):
+        (deploy / REPORT / "case.schema.json").write_text(text)
+        assert any(says in line for line in mistakes(deploy))
 
 
 def test_an_empty_folder_is_a_mistake(tmp_path: Path) -> None:

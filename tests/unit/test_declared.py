@@ -49,10 +49,18 @@ def test_every_mistake_has_file_line_and_field() -> None:
         ("- a\n", "must be a mapping"),
         ("a: &x [1]\nb: *x\n", "uses a YAML alias"),
         ("x: " + "y" * 1024 * 1024, "larger than 1 MiB"),
+        ("a: 1\nb: !!python/object:x {}\n", "flow.yaml:2: could not determine a constructor for the tag"),
+        ("a: 1\n? [b]\n: 2\n", "flow.yaml:2: has a key that is not one word"),
+        ("a: 1\nb: 2020-13-45\n", "flow.yaml:2: a value cannot be read as timestamp; put it in quotes if it is text"),
+        ("a: 1\nb:\n  - " + "9" * 5000 + "\n", "flow.yaml:3: a value cannot be read as int"),
+        ("a: !!bool maybe\n", "flow.yaml:1: a value cannot be read as bool"),
+        ("a: !!timestamp soon\n", "flow.yaml:1: a value cannot be read as timestamp"),
+        ("a: " + "[" * 5000 + "]" * 5000 + "\n", "flow.yaml:1: is nested too deeply"),
+        ("a: " + "[" * 5000, "flow.yaml:1: is nested too deeply"),
     ],
 )
 def test_what_is_not_a_plain_mapping_is_refused(text: str, says: str) -> None:
-    """Doubled keys, broken YAML, lists, aliases and huge files each get their own sentence."""
+    """What YAML or Python cannot read each gets its own sentence, with its line where it has one."""
     assert says in mistakes(text)[0]
 
 

@@ -54,6 +54,7 @@ def test_text_is_cleaned_of_what_nobody_typed() -> None:
         ("telephone", "0800 HELP"),
         ("telephone", "1" * 30),
         ("name", "x" * 101),
+        ("name", " \u2003\ufeff\x07"),
     ],
 )
 def test_contact_details_that_the_case_type_would_refuse(field: str, value: str) -> None:

@@ -1,4 +1,4 @@
-"""Attachments are what their first bytes say, and lie in the store under their hash."""
+"""Attachments are what their bytes say, and lie in the store under their hash."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.blobs import Blobs, BlobsUnavailable, UnknownBlob
+from gateway.dev.running import png as photo
 from gateway.images import decode_header
 
 
+def chunk(kind: bytes, content: bytes = b"") -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
 def png(width: int = 2, height: int = 1) -> bytes:
-    """A PNG's signature and header; what follows is not looked at."""
-    header = b"IHDR" + struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + bytes(8)
+    """A PNG: signature, header, pixels (not looked at) and end."""
+    header = chunk(b"IHDR", struct.pack(">II5B", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(7))) + chunk(b"IEND")
 
 
 def jpeg(width: int = 4000, height: int = 3000, marker: int = 0xC0) -> bytes:
-    """A JPEG with an EXIF segment before its frame."""
-    exif = b"\xff\xe1" + struct.pack(">H", 10) + b"Exif\0\0II"
+    """A JPEG with a thumbnail in the EXIF segment before its frame, as cameras make them."""
+    thumbnail = b"Exif\0\0II\xff\xd8\xff\xda\x00\x02\x11\xff\xd9"
+    exif = b"\xff\xe1" + struct.pack(">H", 2 + len(thumbnail)) + thumbnail
     frame = bytes((0xFF, marker)) + struct.pack(">HBHHB", 11, 8, height, width, 1) + b"\x01\x11\x00"
-    return b"\xff\xd8" + exif + frame + b"\xff\xda\x00\x02"
+    return b"\xff\xd8" + exif + frame + b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + b"\x2a\x15\xff\xd9"
 
 
 def webp(kind: bytes, body: bytes) -> bytes:
@@ -47,6 +53,9 @@ EXTENDED = webp(b"VP8X", bytes(4) + (639).to_bytes(3, "little") + (479).to_bytes
         (png(300, 200), "image/png", (300, 200)),
         (jpeg(), "image/jpeg", (4000, 3000)),
         (jpeg(800, 600, 0xC2), "image/jpeg", (800, 600)),
+        (jpeg() + bytes(4000) + b"\xff", "image/jpeg", (4000, 3000)),
+        (jpeg() + jpeg(400, 300), "image/jpeg", (4000, 3000)),
+        (photo(), "image/png", (32, 24)),
         (LOSSY, "image/webp", (640, 480)),
         (LOSSLESS, "image/webp", (640, 480)),
         (EXTENDED, "image/webp", (640, 480)),
@@ -68,17 +77,37 @@ def test_a_header_tells_type_and_size(content: bytes, media_type: str, size: tup
         b"%PDF-1.7\n",
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"\x89PNG\r\n\x1a\n" + bytes(40),
-        png()[:29] + b"\0\0\0\0" + bytes(8),
+        png()[:29] + b"\0\0\0\0" + png()[33:],
+        png()[:33],
+        png()[:33] + chunk(b"IEND"),
+        png()[:33] + chunk(b"IDAT") + chunk(b"IEND"),
+        png()[:-12],
+        png()[:-1],
+        png()[:33] + b"\xff\xff\xff\xffIDAT" + png()[41:],
+        png() + b"PK\x03\x04",
+        png()[:33] + chunk(b"tEXt") * 30_000 + png()[33:],
         b"\xff\xd8\xff",
         b"\xff\xd8\xff\xe1\x00\x01" + bytes(40),
         b"\xff\xd8\xff\xda\x00\x02" + bytes(40),
+        b"\xff\xd8\xff\xc0\x00\x0b\x08\x0b\xb8\x0f\xa0" + bytes(9),
+        jpeg()[:-2],
+        jpeg()[:-4] + b"\xff\xd9",
+        b"\xff\xd8" + b"\xff" * 100_000 + jpeg()[3:],
         LOSSY + b"<script>alert(1)</script>",
         webp(b"VP8 ", bytes(20)),
     ],
 )
 def test_what_only_looks_like_an_image_is_not_one(content: bytes) -> None:
-    """A magic number without a sound header behind it, or with something else behind the picture, is refused."""
+    """A magic number without a whole picture behind it, or with something else behind a PNG or WebP, is refused."""
     assert decode_header(content) is None
+
+
+@pytest.mark.parametrize("more", [b"SEFHk\x00\x00\x00SEFT", b"\x00\x00\x00\x18ftypmp42" + bytes(500), jpeg(), bytes(9)])
+def test_a_photo_may_carry_what_its_phone_puts_behind_it(more: bytes) -> None:
+    """Data of the maker, a short film or a second picture behind the end: it is the resident's photo all the same."""
+    image = decode_header(jpeg() + more)
+    assert image is not None
+    assert (image.width, image.height) == (4000, 3000)
 
 
 @pytest.mark.parametrize("content", [png(0, 5), png(50_000, 1), png(19_000, 19_000)])
@@ -89,7 +118,7 @@ def test_a_size_that_is_made_to_exhaust_is_not_plausible(content: bytes) -> None
     assert not image.is_plausible
 
 
-@given(st.binary(max_size=64), st.sampled_from([png(), jpeg(), LOSSY, LOSSLESS, EXTENDED]), st.integers(0, 60))
+@given(st.binary(max_size=64), st.sampled_from([png(), jpeg(), LOSSY, LOSSLESS, EXTENDED]), st.integers(0, 90))
 def test_no_bytes_break_the_decoder(noise: bytes, content: bytes, at: int) -> None:
     """A header cut off or overwritten anywhere is an image or none, never an error."""
     decode_header(noise)

@@ -106,6 +106,13 @@ def test_an_error_becomes_one_problem_that_gives_no_internals(error: Exception, 
     assert str(error) not in problem.body("x" * 8).decode() or not str(error)
 
 
+def test_a_time_out_does_not_say_that_repeating_is_safe() -> None:
+    """What timed out may have been committed: only a request with an Idempotency-Key may be repeated unseen."""
+    detail = as_problem(TimeoutError()).detail
+    assert "not known whether the request took effect" in detail
+    assert "Idempotency-Key" in detail
+
+
 def test_a_malformed_value_is_named_by_parameter_and_never_repeated() -> None:
     """The code says which type it is not; the value, which may be personal, stays out."""
     with pytest.raises(Malformed) as caught:

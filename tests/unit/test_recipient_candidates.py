@@ -86,6 +86,12 @@ def database_error(state: str, **fields: str) -> asyncpg.PostgresError:
         (database_error("22012"), Rejected, "was refused by the recipient's database (22012)"),
         (database_error("P0001"), Rejected, "was refused by the recipient's own rules (P0001)"),
         (database_error("55P03"), Retryable, "another session at the recipient holds the row"),
+        (database_error("57014"), Retryable, "the recipient's database did not finish the row in time"),
+        (TimeoutError(), Retryable, "the recipient's database did not finish the row in time"),
+        *(
+            (database_error(state), Retryable, f"the recipient's database failed at the row ({state})")
+            for state in ("UE001", "45000", "27000", "38001", "39P01", "XX000", "25001")
+        ),
     ],
 )
 def test_a_rows_fault_is_told_without_the_row(error: Exception, kind: type[Exception], text: str) -> None:
@@ -100,6 +106,14 @@ def test_a_rows_fault_is_told_without_the_row(error: Exception, kind: type[Excep
     [
         (database_error("40001"), Unavailable),
         (database_error("57P01"), Unavailable),
+        (database_error("08006"), Unavailable),
+        (database_error("58030"), Unavailable),
+        (database_error("25006"), Unavailable),
+        (database_error("25P03"), Unavailable),
+        (database_error("55000"), Unavailable),
+        (database_error("3D000"), Misconfigured),
+        (database_error("3F000"), Misconfigured),
+        (database_error("0A000"), Misconfigured),
         (database_error("53300"), Unavailable),
         (database_error("42P01"), Misconfigured),
         (database_error("42501"), Misconfigured),
@@ -107,7 +121,6 @@ def test_a_rows_fault_is_told_without_the_row(error: Exception, kind: type[Excep
         (asyncpg.InvalidCachedStatementError("the plan is old"), Unavailable),
         (ConnectionResetError(), Unavailable),
         (asyncpg.InternalClientError("cannot switch to state 15"), Unavailable),
-        (TimeoutError(), Unavailable),
         (asyncpg.InterfaceError("connection is closed"), Unavailable),
         (ValueError("invalid DSN: postgres://user:secret@host"), Misconfigured),
     ],
@@ -119,6 +132,12 @@ def test_everything_else_is_the_recipients_state(error: Exception, kind: type[Ex
     assert type(told) is kind
     assert "secret" not in str(told)
     assert "Ada" not in str(told)
+
+
+def test_a_time_out_outside_a_statement_over_rows_is_the_recipients() -> None:
+    """Nothing was asked about a row: the recipient is away for now."""
+    assert str(of_connector(TimeoutError())) == "the recipient's database did not answer in time"
+    assert type(of_connector(TimeoutError())) is Unavailable
 
 
 def test_identifiers_are_quoted_as_written() -> None:

@@ -54,6 +54,23 @@ def test_a_misspelt_setting_is_an_error_with_the_nearest_name() -> None:
     assert found == ["SILOGATE_LOOKUP_TIMOUT is not a setting; did you mean SILOGATE_LOOKUP_TIMEOUT?"]
 
 
+def test_only_the_exact_name_of_the_config_file_is_taken() -> None:
+    """A misspelt SILOGATE_CONFIG would leave a whole file unread; the switches of the tests stay free."""
+    assert problems(GOOD | {"SILOGATE_CONFIGG": "silogate.toml"}) == [
+        "SILOGATE_CONFIGG is not a setting; did you mean SILOGATE_CONFIG?"
+    ]
+    assert read_settings(GOOD | {"SILOGATE_TEST_SEED": "5"}) == read_settings(GOOD)
+
+
+@pytest.mark.parametrize("written", ['"postgresql://c/db"', "5", "[1]"])
+def test_recipients_that_are_not_a_table_are_named(tmp_path: Path, written: str) -> None:
+    """One address where a table of them belongs is said with the file and the right form."""
+    config = tmp_path / "silogate.toml"
+    config.write_text(f"recipients = {written}\n")
+    (found,) = problems(GOOD | {"SILOGATE_CONFIG": str(config)})
+    assert found.startswith(f"{config}: recipients is not a table; write [recipients]")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [

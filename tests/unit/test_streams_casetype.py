@@ -76,6 +76,7 @@ def test_prefix_statuses_and_marks_come_from_the_schema() -> None:
         ({"location": "Quill's garden"}, "/location"),
         ({"colour": "blue"}, "/colour"),
         ({"Avery Quill, 3 Acacia Avenue": 1}, ""),
+        ({"submitter": {"name": "Quill", "email": "q@example.org", "Avery Quill": 1}}, "/submitter"),
         ({"category": "litter", "notes": [NUL_NOTE]}, "/notes/0/text"),
     ],
 )
@@ -84,6 +85,13 @@ def test_a_problem_names_its_field_and_never_the_value(change: dict[str, Any], p
     problems = problems_of(CASE_TYPE, report(**change))
     assert pointer in [problem.pointer for problem in problems]
     assert "Quill" not in str(problems)
+
+
+def test_a_name_that_is_not_repeated_is_a_field_of_what_holds_it() -> None:
+    """The sentence is true of the place it names: the submitter is a field of this case type."""
+    wrong = report(submitter={"name": "Quill", "email": "q@example.org", "3 Acacia Avenue": 1})
+    (problem,) = problems_of(CASE_TYPE, wrong)
+    assert (problem.pointer, problem.message) == ("/submitter", "holds a field that this case type does not have")
 
 
 def test_a_sound_document_has_no_problems() -> None:
@@ -131,6 +139,36 @@ def test_a_schema_that_would_not_protect_is_refused(broken: dict[str, Any]) -> N
     """A mark that would have no effect, a missing status or a remote reference stops the start, not a resident."""
     with pytest.raises(InvalidCaseType):
         CaseType("broken", broken)
+
+
+@pytest.mark.parametrize(
+    ("mark", "value", "says"),
+    [
+        ("x-personal", "yes", "is true or false, without quotes"),
+        ("x-personal", "true", "is true or false, without quotes"),
+        ("x-personal", 1, "is true or false, without quotes"),
+        ("x-immutable", None, "is true or false, without quotes"),
+        ("x-Personal", True, "is not a word of case types"),
+        ("X-personal", True, "is not a word of case types"),
+        ("x-private", True, "is not a word of case types"),
+    ],
+)
+def test_a_mark_that_marks_nothing_is_named(mark: str, value: Any, says: str) -> None:
+    """JSON Schema overlooks a misspelt or mistyped mark, and the field would be public: the place is said instead."""
+    schema = {"properties": {"status": {"enum": ["open"]}, "a": {"properties": {"b": {mark: value}}}}}
+    with pytest.raises(InvalidCaseType, match=says) as caught:
+        CaseType("broken", schema)
+    assert caught.value.where == f"/properties/a/properties/b/{mark}"
+
+
+def test_names_and_data_are_not_marks() -> None:
+    """A property may be called x-position, and an example may hold anything: only keywords are words of the schema."""
+    schema = {
+        "properties": {"status": {"enum": ["open"]}, "x-position": {"x-personal": False, "default": {"x-y": 1}}},
+        "dependentRequired": {"x-position": ["status"]},
+        "examples": [{"x-position": 1}],
+    }
+    assert CaseType("sound", schema).personal == ()
 
 
 @pytest.mark.parametrize(

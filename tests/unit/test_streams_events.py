@@ -10,8 +10,9 @@ from cloudevents.core.bindings.kafka import KafkaMessage, from_binary_event
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streams import events
 from streams.errors import Undecodable
-from streams.events import EVENT_TYPES, CaseEvent, decode, encode
+from streams.events import EVENT_TYPES, CaseEvent, decode, encode, read_record
 from streams.testing import case_event
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), min_size=1, max_size=30)
@@ -91,6 +92,8 @@ def test_unknown_headers_and_fields_change_nothing() -> None:
         ("ce_id", b"seventeen", "envelope"),
         ("ce_time", b"yesterday", "envelope"),
         ("ce_time", b"2026-11-22T10:00:00", "envelope"),
+        ("ce_time", b"0001-01-01T00:00:00+14:00", "envelope"),
+        ("ce_time", b"9999-12-31T23:59:59-14:00", "envelope"),
         ("ce_sequence", b"2", "data"),
         ("ce_sequence", b"-1", "envelope"),
         ("ce_hops", b"many", "envelope"),
@@ -118,6 +121,7 @@ def test_a_bad_header_is_named(header: str, text: bytes, stage: str) -> None:
         ("changed", "status"),
         ("document", []),
         ("sealed", "%%%"),
+        ("sealed", "é"),
         ("sealed", None),
     ],
 )
@@ -146,3 +150,18 @@ def test_a_key_that_is_no_case_is_undecodable(key: bytes | None) -> None:
     with pytest.raises(Undecodable) as caught:
         decode(key, value, headers)
     assert caught.value.field == "key"
+
+
+def test_reading_a_record_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever a record does to the decoder, the worker is told the class of the error and goes on to the next."""
+    event = case_event()
+    assert read_record(*encode(event)) == (event, None)
+    assert str(read_record(*encode(event)[:2], [])[1]) == "envelope: ce_specversion is not 1.0"
+
+    def explode(*_: object) -> None:
+        raise RuntimeError("Avery Quill")
+
+    monkeypatch.setattr(events, "decode", explode)
+    found, problem = read_record(*encode(event))
+    assert found is None
+    assert str(problem) == "data: cannot be read (RuntimeError)"

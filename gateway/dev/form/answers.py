@@ -53,7 +53,12 @@ def line(form: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str):
         return ""
     value = unicodedata.normalize("NFC", value.encode(errors="ignore").decode())
-    return " ".join("".join(" " if unicodedata.category(one) == "Cc" else one for one in value).split())
+    return " ".join("".join(" " if _is_unseen(one) else one for one in value).split())
+
+
+def _is_unseen(one: str) -> bool:
+    # the byte order mark is white space to the case type, and not to `split`
+    return one == "\N{ZERO WIDTH NO-BREAK SPACE}" or unicodedata.category(one) == "Cc"
 
 
 def paragraphs(form: Mapping[str, Any], name: str) -> str:
@@ -136,7 +141,7 @@ def case_document(journey: Journey) -> dict[str, Any]:
             "uprn": str(toilet["uprn"]),
             "description": street[:200],
         },
-        "asset": {"uprn": str(toilet["uprn"]), "name": toilet["name"][:200]},
+        "asset": {"uprn": str(toilet["uprn"]), "name": line(toilet, "name")[:200]},
         "category": answers["category"],
         "notes": [{"text": answers["description"]}],
     }

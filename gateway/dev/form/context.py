@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 from aiohttp import web
 
+from gateway.admin.posted import posted_fields
 from gateway.admin.rendering import page
 from gateway.admin.tokens import Tokens
 from gateway.dev.form.gateway import Gateway
@@ -91,8 +92,8 @@ def set_cookie(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def posted(request: web.Request, journey: Journey) -> Mapping[str, Any]:
-    """The fields of a form that this site's own page sent. Raises HTTPForbidden for any other."""
-    form = await request.post()
+    """The fields of a form that this site's own page sent. Raises HTTPForbidden or HTTPBadRequest for any other."""
+    form = await posted_fields(request)
     sent = form.get("csrf")
     if not isinstance(sent, str) or not hmac.compare_digest(sent.encode(), journey.csrf.encode()):
         raise web.HTTPForbidden
