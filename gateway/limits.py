@@ -23,6 +23,8 @@ from aiohttp import hdrs, web
 from gateway.problems import Problem
 
 MAX_DEPTH = 32
+# The JSON pointer of the whole document.
+_BODY = ""
 _MAX_BUCKETS = 10_000
 _SHOWN_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
 
@@ -142,9 +144,10 @@ def parse_object(body: bytes) -> dict[str, Any]:
         if "depth" in error.msg:
             _too_deep()
         # the message of the parser says where, never what
-        raise Problem("malformed_json", f"The body is not JSON: line {error.lineno}, column {error.colno}.") from None
+        where = f"The body is not JSON: line {error.lineno}, column {error.colno}."
+        raise Problem("malformed_json", where, field=_BODY) from None
     if not isinstance(value, dict):
-        raise Problem("not_an_object", "The body must be a JSON object.")
+        raise Problem("not_an_object", "The body must be a JSON object.", field=_BODY)
     if _is_deeper_than(value, MAX_DEPTH):
         _too_deep()
     # orjson keeps the last of two equal keys without a word; the standard parser shows them all
@@ -192,8 +195,9 @@ def _accept(request: web.Request) -> dict[str, str]:
 
 
 def _too_large(cap: int) -> NoReturn:
-    raise Problem("body_too_large", f"The body may have at most {cap} bytes.", headers={"Connection": "close"})
+    detail = f"The body may have at most {cap} bytes."
+    raise Problem("body_too_large", detail, field=_BODY, headers={"Connection": "close"})
 
 
 def _too_deep() -> NoReturn:
-    raise Problem("too_deep", f"The body may be nested at most {MAX_DEPTH} levels deep.")
+    raise Problem("too_deep", f"The body may be nested at most {MAX_DEPTH} levels deep.", field=_BODY)

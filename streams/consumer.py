@@ -71,7 +71,7 @@ class Consumer:
                 self._note(error)
                 await set_within(stop, _REBUILD.delay_s(attempts))
         except Misconfigured as error:
-            log.error("consumer.misconfigured", extra={"group": self._group, "reason": error.reason})  # noqa: TRY400
+            log.error("consumer.misconfigured", extra={"group": self._group, "reason": error.reason})  # noqa: TRY400 - no fault
             raise
         finally:
             self._metrics.up.labels(self._group).set(0)

@@ -45,7 +45,7 @@ async def get_lookup(request: web.Request) -> web.Response:
     lookup = request.app[LOOKUPS][request.match_info["name"]]
     if lookup.personal:
         detail = "Ask by POST with the parameters in the body: personal values never stand in an address."
-        raise Problem("personal_lookup", detail, headers={"Allow": "POST"})
+        raise Problem("personal_lookup", detail, field="name", headers={"Allow": "POST"})
     answer = await _ask(request, lookup, lookup.parameters_of_query(request.query))
     headers = lookup.headers(answer)
     headers["ETag"] = answer.etag

@@ -112,7 +112,7 @@ class _Visit:
             await page.get_by_label("Describe the problem").fill("The left basin is blocked.")
             await _continue(page)
             photo = {"name": "basin.png", "mimeType": "image/png", "buffer": png()}
-            await page.locator("input[type=file]").set_input_files(photo)  # type: ignore[arg-type]
+            await page.locator("input[type=file]").set_input_files(photo)  # type: ignore[arg-type] # a plain dict will do
             await _continue(page)
             await page.get_by_label("Full name").fill("Exempla Samplethorpe")
             await page.get_by_label("Email address").fill("not an address")

@@ -270,7 +270,7 @@ class Replica(_Postgres):
                 return
             await connection.execute("SELECT pg_wal_replay_pause()", timeout=5)
             async with asyncio.timeout(10):
-                while await connection.fetchval("SELECT pg_get_wal_replay_pause_state()") != "paused":  # noqa: ASYNC110
+                while await connection.fetchval("SELECT pg_get_wal_replay_pause_state()") != "paused":  # noqa: ASYNC110 - only asking tells
                     await asyncio.sleep(0.02)
         finally:
             connection.terminate()

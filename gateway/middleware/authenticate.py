@@ -31,5 +31,6 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
                     exchange.principal = await context.keys.principal(header)
         except Unauthenticated as error:
             context.metrics.auth_failures.labels(error.reason).inc()
-            raise Problem("unauthenticated", "Send a valid API key as a bearer token.", headers=_CHALLENGE) from None
+            detail = "Send a valid API key as a bearer token."
+            raise Problem("unauthenticated", detail, field=hdrs.AUTHORIZATION, headers=_CHALLENGE) from None
     return await handler(request)

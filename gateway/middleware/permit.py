@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from gateway.exchange import EXCHANGE, Exchange
 from gateway.problems import Problem
@@ -17,7 +17,7 @@ async def permit(request: web.Request, handler: Handler) -> web.StreamResponse:
     if exchange.route is not None:
         wanted = _wanted(request, exchange)
         if wanted is not None:
-            raise Problem("forbidden", f"The key lacks the scope {wanted}.")
+            raise Problem("forbidden", f"The key lacks the scope {wanted}.", field=hdrs.AUTHORIZATION)
     return await handler(request)
 
 

@@ -93,7 +93,7 @@ async def test_a_photo_over_its_cap_is_refused(edge: Edge, case_path: str) -> No
     """8 MiB and not a byte more."""
     content = io.BytesIO(png() + bytes(8 * 1024 * 1024))
     answer = await edge.ask("POST", f"{case_path}/attachments", data=content, headers=PNG)
-    assert await problem_of(answer) == (413, "body_too_large", None)
+    assert await problem_of(answer) == (413, "body_too_large", "")
 
 
 async def test_a_refused_upload_is_never_sent(edge: Edge, case_path: str) -> None:

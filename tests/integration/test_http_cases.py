@@ -88,11 +88,11 @@ async def test_a_missing_key_is_refused(edge: Edge) -> None:
 @pytest.mark.parametrize(
     ("body", "headers", "expected"),
     [
-        (b"{", _JSON, (400, "malformed_json", None)),
-        (b"[]", _JSON, (400, "not_an_object", None)),
+        (b"{", _JSON, (400, "malformed_json", "")),
+        (b"[]", _JSON, (400, "not_an_object", "")),
         (b'{"type":"a","type":"b"}', _JSON, (400, "duplicate_key", "type")),
-        (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}", _JSON, (400, "too_deep", None)),
-        (b'{"a":"' + b"x" * (256 * 1024) + b'"}', _JSON, (413, "body_too_large", None)),
+        (b'{"a":' + b"[" * 40 + b"]" * 40 + b"}", _JSON, (400, "too_deep", "")),
+        (b'{"a":"' + b"x" * (256 * 1024) + b'"}', _JSON, (413, "body_too_large", "")),
         (b"{}", {"Content-Type": "text/plain"}, (415, "unsupported_media_type", "Content-Type")),
         (b"{}", _JSON | {"Content-Encoding": "gzip"}, (415, "unsupported_media_type", "Content-Encoding")),
         (b"{}", _JSON, (422, "unknown_case_type", "/type")),
@@ -118,7 +118,7 @@ async def test_a_body_over_its_cap_is_refused_before_it_is_read(edge: Edge) -> N
             yield b"x" * 65_536
 
     answer = await edge.ask("POST", "/v1/cases", data=endless(), headers=idempotent() | _JSON)
-    assert await problem_of(answer) == (413, "body_too_large", None)
+    assert await problem_of(answer) == (413, "body_too_large", "")
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ async def test_a_personal_lookup_is_asked_in_the_body_only(edge: Edge) -> None:
     assert edge.double.asked[0]["nino"] == NINO
     edge.double.asked.clear()
     answer = await edge.ask("GET", CLAIM, params=QUESTION, key="personal")
-    assert await problem_of(answer) == (405, "personal_lookup", None)
+    assert await problem_of(answer) == (405, "personal_lookup", "name")
     assert answer.headers["Allow"] == "POST"
     assert NINO not in await answer.text()
     assert edge.double.asked == []
@@ -195,7 +195,7 @@ async def test_a_personal_lookup_is_asked_in_the_body_only(edge: Edge) -> None:
         ({"json": {**QUESTION, "nino": {"$ne": ""}}}, (400, "malformed_nino", "nino")),
         ({"json": {**QUESTION, "date_of_birth": "1980-02-31"}}, (400, "malformed_date", "date_of_birth")),
         ({"json": {**QUESTION, "surname": "Quill"}}, (400, "unknown_parameter", "surname")),
-        ({"json": [QUESTION]}, (400, "not_an_object", None)),
+        ({"json": [QUESTION]}, (400, "not_an_object", "")),
         ({"data": b"nino=QQ123456C"}, (415, "unsupported_media_type", "Content-Type")),
     ],
 )

@@ -125,7 +125,7 @@ async def test_without_a_valid_key_nothing_is_reached(edge: Edge, route: Route, 
     """401 with the challenge, whatever stands in the header."""
     headers = {} if header is None else {"Authorization": header}
     answer = await edge.public.request(route.method, _path(route), headers=headers)
-    assert await problem_of(answer) == (401, "unauthenticated", None)
+    assert await problem_of(answer) == (401, "unauthenticated", "Authorization")
     assert answer.headers["WWW-Authenticate"] == 'Bearer realm="silogate"'
 
 
@@ -136,13 +136,13 @@ async def test_a_key_without_the_scope_is_refused(edge: Edge, route: Route) -> N
     if route.policy.kind == "key":
         assert answer.status == 200
     else:
-        assert await problem_of(answer) == (403, "forbidden", None)
+        assert await problem_of(answer) == (403, "forbidden", "Authorization")
 
 
 async def test_the_wildcard_does_not_open_personal_lookups(edge: Edge) -> None:
     """A personal lookup is named one by one."""
     answer = await edge.ask("POST", "/v1/lookups/claim-already-open", key="lookups", json={})
-    assert await problem_of(answer) == (403, "forbidden", None)
+    assert await problem_of(answer) == (403, "forbidden", "Authorization")
 
 
 async def test_a_key_works_at_once_and_a_revoked_one_no_more(edge: Edge) -> None:
@@ -202,4 +202,4 @@ async def test_headers_that_proxies_set_change_nothing(edge: Edge) -> None:
         key="nothing",
         headers={"X-User-ID": "admin", "X-Forwarded-For": "127.0.0.1", "X-HTTP-Method-Override": "GET", "X-Scope": "*"},
     )
-    assert await problem_of(answer) == (403, "forbidden", None)
+    assert await problem_of(answer) == (403, "forbidden", "Authorization")
