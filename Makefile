@@ -40,7 +40,7 @@ faults: $(READY) ## every fault test, with the longer rounds
 
 lock: $(READY) ## rewrite requirements.lock (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
-	  --extra dev --extra test pyproject.toml -o requirements.lock
+	  --extra dev --extra test --extra bench pyproject.toml -o requirements.lock
 
 clean: ## remove what the project made: the environment, data, caches
 	@if [ -x $(BIN)/silogate ]; then $(BIN)/silogate dev down --delete >/dev/null 2>&1 || true; fi

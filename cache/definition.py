@@ -107,6 +107,18 @@ cross join progress as sg_progress"""
     return plain, batch
 
 
+def compile_one(definition: LookupDefinition) -> str:
+    """The statement that answers one question at a silo, in the same columns as the batch, for a lookup that is slow
+    or wrong in one: its parameters are `$1`, `$2`, … in the declared order.
+    """
+    plain, _ = _compiled(definition)
+    return f"""select 1::int8 as ord, sg_answer.body, sg_answer.n,
+    sg_progress.epoch, sg_progress.seq, sg_progress.id, sg_progress.definition, sg_progress.applied_at,
+    statement_timestamp() as now
+from ({_answer(definition, plain)}) as sg_answer
+cross join progress as sg_progress"""
+
+
 def compile_single(definition: LookupDefinition) -> str:
     """The statement that answers one question, outside any silo: `body`, `n` and the time it was read."""
     plain, _ = _compiled(definition)

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from cache.answer import Answer, AsOf, Source
-from cache.definition import CircleTag, LookupDefinition, TableTag, TagRule, check_tags, compile_sql, rule_parameters
+from cache.definition import (
+    CircleTag,
+    LookupDefinition,
+    TableTag,
+    TagRule,
+    check_tags,
+    compile_one,
+    compile_sql,
+    rule_parameters,
+)
 from cache.entry import Broken, Codec, Entry
 from cache.loader import Loaded, NotPrepared, Question, SiloUnavailable
 from cache.metrics import CacheMetrics
@@ -79,6 +88,9 @@ class Group:
     ) -> None:
         check_tags(definition, silo.tagger)
         _, self.batch_sql = compile_sql(definition)
+        self.one_sql = compile_one(definition)
+        # False where asking for many at once is slower than asking for each: `cache/examine.py` finds out.
+        self.batched = True
         self.definition = definition
         self._silo = silo
         self._store = store
