@@ -110,7 +110,7 @@ class Group:
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
         started = time.perf_counter()
-        question = self._question(parameters)
+        question = self.question(parameters)
         wanted = min_as_of if min_as_of is not None and min_as_of.silo == self._silo.name else None
         state, kept = await self._look_up(question, deadline)
         if kept is not None and wanted is not None and not wanted.met_by(kept.state.epoch, kept.state.seq):
@@ -270,7 +270,8 @@ class Group:
 
     # The question
 
-    def _question(self, parameters: Mapping[str, object]) -> Question:
+    def question(self, parameters: Mapping[str, object]) -> Question:
+        """The key and the tags of normalised parameters."""
         values = tuple(parameters.get(name) for name in self.definition.parameters)
         digest = self._ring.hmac(b"key", self._hash, *(canonical(value).encode() for value in values)).hex()
         tags: list[str] = []

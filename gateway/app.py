@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 
@@ -11,21 +10,17 @@ import structlog
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from cache.cases import UncachedLookup
-from cache.coherence import Invalidator
-from cache.group import Group
-from cache.link import RedisLink
 from cache.metrics import CacheMetrics
-from cache.silo import Silo
-from cache.store import Store
 from gateway import logs
 from gateway.admin.pages import add_pages
+from gateway.asking import Asking, asking
 from gateway.assembly import Assembly, NotReady, assembled, ensure_changes_topic
 from gateway.audit import Audit
 from gateway.auth import ApiKeys
 from gateway.blobs import Blobs
-from gateway.context import Asker, Context
+from gateway.context import Context, EdgeOptions
 from gateway.health import Health
+from gateway.limits import DEFAULT_RATES, RateClass
 from gateway.live import Live
 from gateway.protocol import Runner
 from gateway.server import build_admin_app, build_public_app, drain, run_edge
@@ -56,26 +51,17 @@ async def serve(settings: Settings) -> int:
 
 async def _serve(assembly: Assembly, stop: asyncio.Event) -> None:
     """Start what answers before what asks; stop in the opposite order."""
-    settings = assembly.settings
     registry = CollectorRegistry()
-    metrics = CacheMetrics(registry)
-    link = RedisLink(settings.redis_url.get_secret_value(), metrics)
-    silos = {name: _silo(assembly, name, metrics) for name in assembly.folders.silos}
-    stores = {name: Store(name, silo.tagger.definition, link, metrics) for name, silo in silos.items()}
-    context = _context(assembly, registry, _groups(assembly, silos, stores, metrics), link)
-    try:
+    async with asking(assembly, CacheMetrics(registry)) as lookups:
+        context = _context(assembly, registry, lookups)
         async with asyncio.TaskGroup() as background:
             running = [background.create_task(run_edge(context), name="edge")]
             running.append(background.create_task(_topic_exists(assembly), name="topic"))
-            for name, store in stores.items():
-                invalidator = Invalidator(name, settings.database_url.get_secret_value(), store, metrics)
-                parts = (store.run(), silos[name].run(), invalidator.run())
-                running += [background.create_task(part, name=f"silo {name}") for part in parts]
+            for name, parts in lookups.silos.items():
+                running.append(background.create_task(parts.run(), name=f"silo {name}"))
             await _listen(context, stop)
             for task in running:
                 task.cancel()
-    finally:
-        await link.close()
 
 
 async def _listen(context: Context, stop: asyncio.Event) -> None:
@@ -123,39 +109,8 @@ async def _topic_exists(assembly: Assembly) -> None:
             delay_s = min(30.0, delay_s * 2)
 
 
-def _silo(assembly: Assembly, name: str, metrics: CacheMetrics) -> Silo:
-    settings, declaration = assembly.settings, assembly.folders.silos[name]
-    return Silo(
-        name,
-        settings.database_url.get_secret_value(),
-        [url.get_secret_value() for url in settings.replica_urls],
-        assembly.taggers[name],
-        metrics,
-        max_age_s=declaration.max_age_s,
-        rejects_tolerated=declaration.rejects_tolerated,
-        role=settings.lookup_role,
-        # a third of what a caller waits, so that another server can still answer when the first one hangs
-        statement_timeout_ms=int(settings.lookup_timeout * 1000 / 3),
-    )
-
-
-def _groups(
-    assembly: Assembly, silos: Mapping[str, Silo], stores: Mapping[str, Store], metrics: CacheMetrics
-) -> dict[str, Asker]:
-    groups: dict[str, Asker] = {}
-    for integration in assembly.integrations:
-        for lookup in integration.lookups:
-            definition = lookup.definition
-            if lookup.over_cases:
-                groups[lookup.name] = UncachedLookup(definition, assembly.pool, metrics)
-            else:
-                silo, store = silos[definition.silo], stores[definition.silo]
-                groups[lookup.name] = Group(definition, silo, store, assembly.ring, metrics)
-    return groups
-
-
-def _context(assembly: Assembly, registry: CollectorRegistry, groups: Mapping[str, Asker], link: RedisLink) -> Context:
-    settings, pool = assembly.settings, assembly.pool
+def _context(assembly: Assembly, registry: CollectorRegistry, lookups: Asking) -> Context:
+    settings, pool, link = assembly.settings, assembly.pool, lookups.link
     edge = EdgeMetrics(registry, version("silogate"))
     live = Live(pool, settings.kafka_bootstrap, assembly.topic, metrics=edge)
     case_types = [one.case_type for one in assembly.integrations if one.case_type is not None]
@@ -164,7 +119,7 @@ def _context(assembly: Assembly, registry: CollectorRegistry, groups: Mapping[st
         pool=pool,
         cases=assembly.cases,
         lookups={lookup.name: lookup for one in assembly.integrations for lookup in one.lookups},
-        groups=groups,
+        groups=lookups.groups,
         keys=ApiKeys(pool),
         audit=Audit(pool, metrics=edge),
         blobs=Blobs(settings.blobs),
@@ -176,4 +131,8 @@ def _context(assembly: Assembly, registry: CollectorRegistry, groups: Mapping[st
             pool, {"redis": lambda: link.call(lambda redis: redis.ping()), "kafka": live.probe}, metrics=edge
         ),
         digest=assembly.ring.hmac,
+        options=EdgeOptions(
+            rates=DEFAULT_RATES | {"lookup": RateClass(settings.lookup_rate, 2 * settings.lookup_rate)},
+            access_log_every=settings.access_log_every,
+        ),
     )

@@ -37,7 +37,7 @@ class RateClass:
     burst: float
 
 
-DEFAULT_RATES: Mapping[str, RateClass] = {
+DEFAULT_RATES: dict[str, RateClass] = {
     "lookup": RateClass(per_second=5000, burst=10_000),
     "read": RateClass(per_second=200, burst=400),
     "write": RateClass(per_second=100, burst=200),

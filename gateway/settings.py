@@ -99,12 +99,22 @@ class Settings(BaseModel):
     lookup_timeout: Duration = Field(default=2.0, description="deadline of one lookup")
     write_timeout: Duration = Field(default=10.0, description="deadline of every other request")
     shutdown_grace: Duration = Field(default=20.0, description="how long a stop waits for what is in flight")
+    lookup_rate: Annotated[float, Field(gt=0)] = Field(
+        default=5000.0, description="lookups a second that one API key may ask of one process; twice that at once"
+    )
+    l1_entries: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="answers of each silo that a process keeps in memory, kept right by Redis; 0: none"
+    )
+    l1_bytes: Size = Field(default=64 * 1024**2, description="the most that those answers may take for each silo")
     max_in_flight: Annotated[int, Field(ge=1)] = Field(default=1000, description="requests at once; more are shed")
     json_body_cap: Size = Field(default=256 * 1024, description="largest JSON body")
     attachment_cap: Size = Field(default=8 * 1024**2, description="largest attachment")
     effect_lease: Duration = Field(default=60.0, description="how long a worker may hold an effect")
     park_after: Annotated[int, Field(ge=1)] = Field(default=8, description="attempts before a case is parked")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: console on a terminal")
+    access_log_every: Annotated[int, Field(ge=1)] = Field(
+        default=100, description="one line for every so many answered lookups; refusals and faults are always logged"
+    )
     fail: str | None = Field(default=None, description="failpoints of the test suite; leave it unset")
     fail_journal: str | None = Field(default=None, description="address of the failpoint journal; leave it unset")
 
