@@ -18,7 +18,13 @@ main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions
 keys_app = typer.Typer(no_args_is_help=True, help="API keys with scopes, and the key ring that seals personal data.")
 main.add_typer(keys_app, name="keys")
 
+lookups_app = typer.Typer(no_args_is_help=True, help="The declared questions: list, describe, try one.")
+main.add_typer(lookups_app, name="lookups")
+cache_app = typer.Typer(no_args_is_help=True, help="What Redis holds of each silo: look, fill, empty.")
+main.add_typer(cache_app, name="cache")
+
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+LookupName = Annotated[str, typer.Argument(help="The lookup, as `silogate lookups list` names it.")]
 
 
 def _settings() -> Settings:
@@ -153,6 +159,72 @@ def keys_ring() -> None:
     import secrets
 
     typer.echo(f"1:{base64.b64encode(secrets.token_bytes(32)).decode()}")
+
+
+@lookups_app.command("list")
+def lookups_list(*, json: Json = False) -> None:
+    """List the declared lookups."""
+    from gateway.commands.lookups import show_list
+
+    show_list(_settings(), json=json)
+
+
+@lookups_app.command("describe")
+def lookups_describe(name: LookupName, *, json: Json = False) -> None:
+    """Show everything that is declared of one lookup: parameters, SQL, what touches it, for how long it is kept."""
+    from gateway.commands.lookups import describe
+
+    describe(_settings(), name, json=json)
+
+
+@lookups_app.command("try")
+def lookups_try(
+    name: LookupName,
+    values: Annotated[
+        list[str], typer.Argument(help="The parameters, in order or as name=value; `-` reads a JSON object from stdin.")
+    ],
+    *,
+    results: Annotated[bool, typer.Option("--results", help="Print the rows of a personal lookup too.")] = False,
+    json: Json = False,
+) -> None:
+    """Ask one lookup and say where the answer came from: hit, miss or stale, its age, its tags, how long it took."""
+    from gateway.commands.trying import try_lookup
+
+    raise typer.Exit(asyncio.run(try_lookup(_settings(), name, values, results=results, json=json)))
+
+
+@cache_app.command("stats")
+def cache_stats(*, json: Json = False) -> None:
+    """Show entries, tags, position and age of each silo's cache; 1 when one is behind its silo."""
+    from gateway.commands.cache import stats
+
+    raise typer.Exit(asyncio.run(stats(_settings(), json=json)))
+
+
+@cache_app.command("warm")
+def cache_warm(
+    name: LookupName,
+    *,
+    keys: Annotated[
+        Path | None, typer.Option(help="A file of questions, one a line; none: every key of the silo.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Ask at most so many.")] = 100_000,
+    json: Json = False,
+) -> None:
+    """Ask a lookup for many keys before a rush, so that they are kept."""
+    from gateway.commands.cache import warm
+
+    raise typer.Exit(asyncio.run(warm(_settings(), name, keys=keys, limit=limit, json=json)))
+
+
+@cache_app.command("purge")
+def cache_purge(
+    silo: Annotated[str, typer.Argument(help="The silo whose answers are to go.")], *, json: Json = False
+) -> None:
+    """Empty one silo's cache, in Redis and in every process; lookups ask the silo again from then on."""
+    from gateway.commands.cache import purge
+
+    raise typer.Exit(asyncio.run(purge(_settings(), silo, json=json)))
 
 
 def _add_dev() -> None:

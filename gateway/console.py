@@ -35,3 +35,11 @@ def escape(text: str) -> str:
     from rich.markup import escape as rich_escape
 
     return rich_escape(text)
+
+
+def shown_seconds(seconds: float) -> str:
+    """A length of time as people say it: `0.4 s`, `15 m`, `6 h`, `7 d`."""
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= 2 * length or (seconds and seconds % length == 0):
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.3g} s"
