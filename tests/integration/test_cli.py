@@ -5,40 +5,15 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-import os
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from gateway.dev.addresses import Database, Servers
 from gateway.dev.stack import Stack
+from tests.command_line import run
 from tests.council import MONKS, Town, town, until
-
-
-@dataclass(frozen=True)
-class Printed:
-    """How a command ended, what it gave as data and what it said to people."""
-
-    code: int
-    data: str
-    words: str
-
-
-async def run(environment: dict[str, str], *arguments: str) -> Printed:
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "gateway.cli", *arguments),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
-    )
-    async with asyncio.timeout(60):
-        data, words = await process.communicate()
-    assert process.returncode is not None
-    return Printed(process.returncode, data.decode(), words.decode())
 
 
 @pytest.fixture
