@@ -38,6 +38,9 @@ bench: $(READY) ## measure, print one table, write bench.json
 faults: $(READY) ## every fault test, with the longer rounds
 	@SILOGATE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults
 
+soak: $(READY) ## the stress of the cache with 100,000 writes; SOAK=n for another number
+	@SILOGATE_TEST_SOAK=$(or $(SOAK),100000) $(BIN)/python -m pytest tests/faults/test_cache_stress.py -s
+
 lock: $(READY) ## rewrite requirements.lock (needs uv)
 	@uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 	  --extra dev --extra test --extra bench pyproject.toml -o requirements.lock
@@ -47,4 +50,4 @@ clean: ## remove what the project made: the environment, data, caches
 	@rm -rf $(VENV) .silogate .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist bench.json
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help install demo test check bench faults lock clean
+.PHONY: help install demo test check bench faults soak lock clean

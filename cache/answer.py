@@ -43,9 +43,11 @@ class AsOf:
         return epoch == self.epoch and seq >= self.seq
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """`results` is a JSON array as the silo made it. `reason` says why the verdict is `cannot_tell`.
+
+    Nobody changes one; it is not frozen because one is made per request, and freezing it is most of that.
 
     `age_s` is how old the answer may be at most. `staleness_bound_ms` is the same where it is measured at the silo's
     primary, and None where only the replica's own word is known.

@@ -18,6 +18,8 @@ from cache.values import Tagger, ValueType
 LONGEST_LIFE_S = 8 * 24 * 3600.0
 # An answer with more rows is refused, not cut: a form that needs it wants a narrower question.
 MOST_ROWS = 1000
+# A parameter :street of type `prefix` has :street_below beside it, the end of what begins with it.
+BELOW = "_below"
 
 
 class InvalidLookup(ValueError):
@@ -54,9 +56,10 @@ TagRule = TableTag | IndexTag | CircleTag
 class LookupDefinition:
     """One declared question: what is asked, in which shape it is answered, and for how long an answer may be kept.
 
-    `sql` names its parameters `:like_this`. `tags` says for each table that it reads which changes touch the answer.
-    Past `soft_ttl_s` an entry is renewed in the background, past `ttl_s` it is served only, for `stale_for_s` more,
-    while the silo cannot be asked. `max_age_s` None means the silo's.
+    `sql` names its parameters `:like_this`. One of type `prefix` is asked as a range of the code points in which `name`
+    columns are kept: `street collate "C" >= :street and street collate "C" < :street_below`. `tags` says for each table
+    that it reads which changes touch the answer. Past `soft_ttl_s` an entry is renewed in the background, past `ttl_s`
+    it is served only, for `stale_for_s` more, while the silo cannot be asked. `max_age_s` None means the silo's.
     """
 
     name: str
@@ -95,13 +98,11 @@ def compile_sql(definition: LookupDefinition) -> tuple[str, str]:
     array), `n` (its rows) and the position of the silo that all of them were read at.
     """
     plain, batched = _compiled(definition)
-    arrays = ", ".join(f"${n}::{kind.postgres_type}[]" for n, kind in enumerate(definition.parameters.values(), 1))
-    columns = ", ".join(f"sg{n}" for n in range(1, len(definition.parameters) + 1))
     # `progress` stands after the lateral query: what stands before it could be taken for a column of the lookup's own.
     batch = f"""select sg_key.sg_ord as ord, sg_answer.body, sg_answer.n,
     sg_progress.epoch, sg_progress.seq, sg_progress.id, sg_progress.definition, sg_progress.applied_at,
     statement_timestamp() as now
-from unnest({arrays}) with ordinality as sg_key({columns}, sg_ord)
+from {_keys(definition)}
 cross join lateral ({_answer(definition, batched)}) as sg_answer
 cross join progress as sg_progress"""
     return plain, batch
@@ -119,11 +120,15 @@ from ({_answer(definition, plain)}) as sg_answer
 cross join progress as sg_progress"""
 
 
-def compile_single(definition: LookupDefinition) -> str:
-    """The statement that answers one question, outside any silo: `body`, `n` and the time it was read."""
-    plain, _ = _compiled(definition)
-    answer = _answer(definition, plain)
-    return f"select sg_answer.body, sg_answer.n, statement_timestamp() as now from ({answer}) as sg_answer"
+def compile_many(definition: LookupDefinition) -> str:
+    """The statement that answers many questions outside any silo: a row each, `ord`, `body`, `n` and `now`.
+
+    It takes one array a parameter, in the declared order.
+    """
+    _, batched = _compiled(definition)
+    return f"""select sg_key.sg_ord as ord, sg_answer.body, sg_answer.n, statement_timestamp() as now
+from {_keys(definition)}
+cross join lateral ({_answer(definition, batched)}) as sg_answer"""
 
 
 def check_tags(definition: LookupDefinition, tagger: Tagger) -> None:
@@ -153,7 +158,8 @@ def _fault(definition: LookupDefinition, tagger: Tagger, table: str, rule: TagRu
     if unknown := [name for name in used if name not in definition.parameters]:
         return f"{unknown[0]} is not a parameter"
     # A value normalised in two ways gives two tags, and a change would then not be seen.
-    if tuple(definition.parameters[name].name for name in used) != wanted:
+    given = tuple(definition.parameters[name].name for name in used)
+    if given != wanted and not (index.kind == "name" and wanted == ("name",) and given == ("prefix",)):
         return f"the index {rule.index} takes parameters of type {', '.join(wanted)}"
     return None
 
@@ -161,6 +167,13 @@ def _fault(definition: LookupDefinition, tagger: Tagger, table: str, rule: TagRu
 def rule_parameters(rule: IndexTag | CircleTag) -> tuple[str, ...]:
     """The parameters that the rule makes its tags from."""
     return (rule.easting, rule.northing, rule.metres) if isinstance(rule, CircleTag) else rule.parameters
+
+
+def _keys(definition: LookupDefinition) -> str:
+    """The questions of a batch as a table, out of one array a parameter."""
+    arrays = ", ".join(f"${n}::{kind.postgres_type}[]" for n, kind in enumerate(definition.parameters.values(), 1))
+    columns = ", ".join(f"sg{n}" for n in range(1, len(definition.parameters) + 1))
+    return f"unnest({arrays}) with ordinality as sg_key({columns}, sg_ord)"
 
 
 def _answer(definition: LookupDefinition, sql: str) -> str:
@@ -188,19 +201,23 @@ def _compiled(definition: LookupDefinition) -> tuple[str, str]:
     if definition.ttl_s + definition.stale_for_s > LONGEST_LIFE_S:
         raise InvalidLookup(f"ttl and stale_for are together longer than {LONGEST_LIFE_S / 86400:g} days")
     numbers = {name: n for n, name in enumerate(definition.parameters, 1)}
+    kinds = definition.parameters
+    ends = {name + BELOW: name for name, kind in kinds.items() if kind.name == "prefix"}
     used: set[str] = set()
 
-    def number(name: str) -> int:
-        if name not in numbers:
-            raise InvalidLookup(f":{name} is not a parameter; there are {', '.join(numbers)}")
+    def put(name: str, value: Callable[[int, str], str]) -> str:
+        own = ends.get(name, name) if name not in numbers else name
+        if own not in numbers:
+            raise InvalidLookup(f":{name} is not a parameter; there are {', '.join((*numbers, *ends))}")
         used.add(name)
-        return numbers[name]
+        said = value(numbers[own], kinds[own].postgres_type)
+        # No value has the last code point, so exactly what begins with this one sorts before it with that one added.
+        return said if own == name else f"({said} || U&'\\+10FFFF')"
 
     pieces = list(_pieces(definition.sql))
     _refuse_other_statements(pieces)
-    kinds = definition.parameters
-    plain = _filled(pieces, lambda name: f"(${number(name)}::{kinds[name].postgres_type})")
-    batched = _filled(pieces, lambda name: f"sg_key.sg{number(name)}")
+    plain = _filled(pieces, lambda name: put(name, lambda n, kind: f"(${n}::{kind})"))
+    batched = _filled(pieces, lambda name: put(name, lambda n, _: f"sg_key.sg{n}"))
     if unused := sorted(set(numbers) - used):
         raise InvalidLookup(f"the SQL does not use the parameter {', '.join(unused)}")
     return plain, batched

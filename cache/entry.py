@@ -13,6 +13,7 @@ _SEALED = 2
 # format, flags, seq, commit time, end of soft TTL, end of TTL (milliseconds since 1970), ETag. fill.lua reads the seq.
 _HEADER = struct.Struct(">BBQqqqQ")
 _TAG = 29  # what sealing nothing takes: key number, nonce, authentication tag
+_BODY = _HEADER.size + _TAG  # where that of an entry begins that is only authenticated
 
 
 class Broken(Exception):
@@ -23,9 +24,12 @@ class Broken(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entry:
-    """An answer with the position that it was read at. Times are by the clock of the Redis that holds it."""
+    """An answer with the position that it was read at. Times are by the clock of the Redis that holds it.
+
+    Nobody changes one. It is not frozen because one is made for every hit, and freezing it is most of that.
+    """
 
     seq: int
     committed_ms: int
@@ -58,18 +62,18 @@ class Codec:
 
     def unpack(self, raw: bytes, key: bytes) -> Entry:
         """The entry; raises Broken for anything else."""
-        if len(raw) < _HEADER.size + _TAG:
+        if len(raw) < _BODY:
             raise Broken("parse")
         number, flags, seq, committed_ms, soft_ms, fresh_ms, etag = _HEADER.unpack_from(raw)
         if number != _FORMAT or bool(flags & _SEALED) is not self._personal:
             raise Broken("parse")
-        binding = self._binding(key, raw[: _HEADER.size])
         try:
             if self._personal:
-                body = self._ring.open(raw[_HEADER.size :], bound_to=binding)
+                body = self._ring.open(raw[_HEADER.size :], bound_to=self._binding(key, raw[: _HEADER.size]))
             else:
-                body = raw[_HEADER.size + _TAG :]
-                self._ring.open(raw[_HEADER.size : _HEADER.size + _TAG], bound_to=binding + body)
+                body = raw[_BODY:]
+                binding = b"".join((self._lookup, key, b"\x00", raw[: _HEADER.size], body))
+                self._ring.open(raw[_HEADER.size : _BODY], bound_to=binding)
         except Unsealable:
             raise Broken("seal") from None
         return Entry(seq, committed_ms, soft_ms, fresh_ms, etag, bool(flags & _NEGATIVE), body)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from prometheus_client import Counter, Histogram
 
 from cache.answer import Answer, AsOf, Source
 from cache.definition import (
@@ -21,18 +24,20 @@ from cache.definition import (
     rule_parameters,
 )
 from cache.entry import Broken, Codec, Entry
+from cache.feed import L1
 from cache.loader import Loaded, NotPrepared, Question, SiloUnavailable
 from cache.metrics import CacheMetrics
 from cache.seal import KeyRing
 from cache.silo import Silo
 from cache.state import Position, State
-from cache.store import Fill, Store
+from cache.store import Fill, Reading, Store
 from cache.values import canonical
 
-__all__ = ["Answer", "AsOf", "Group"]
+__all__ = ["Answer", "AsOf", "Group", "Looked"]
 
 # How long a caller waits for the silo when there is an answer past its TTL to fall back on.
 _PATIENCE_S = 0.5
+_RECENT = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +64,19 @@ class _Kept:
 
     entry: Entry
     state: State
-    now_ms: float
 
-    @property
-    def is_fresh(self) -> bool:
-        return self.now_ms < self.entry.fresh_ms
 
-    @property
-    def is_due(self) -> bool:
-        return self.now_ms >= self.entry.soft_ms
+@dataclass(slots=True)
+class Looked:
+    """What Redis had for a question: the silo's state, if this process may use the cache, and a valid entry.
+
+    There is no entry without a state. `started` is by `time.perf_counter`.
+    """
+
+    question: Question
+    started: float
+    state: State | None = None
+    entry: Entry | None = None
 
 
 class Group:
@@ -84,6 +93,7 @@ class Group:
         ring: KeyRing,
         metrics: CacheMetrics,
         *,
+        l1: L1 | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         check_tags(definition, silo.tagger)
@@ -91,6 +101,8 @@ class Group:
         self.one_sql = compile_one(definition)
         # False where asking for many at once is slower than asking for each: `cache/examine.py` finds out.
         self.batched = True
+        # The last questions that the silo was asked: the sentinel asks some of them again.
+        self.recent: deque[Question] = deque(maxlen=_RECENT)
         self.definition = definition
         self._silo = silo
         self._store = store
@@ -100,6 +112,10 @@ class Group:
         self._codec = Codec(definition.name, ring, personal=definition.personal)
         self._hash = definition.hash.encode()
         self._tables = tuple(definition.tags)
+        # A personal answer is not kept in the clear where nobody asked for it.
+        self._l1 = None if definition.personal else l1
+        self._counted: dict[tuple[Source, str], tuple[Counter, Histogram]] = {}
+        self._shown: tuple[State | None, AsOf] = (None, AsOf(silo.name, "none", 0))
 
     async def answer(
         self, parameters: Mapping[str, object], *, timeout_s: float, min_as_of: AsOf | None = None
@@ -112,31 +128,133 @@ class Group:
         started = time.perf_counter()
         question = self.question(parameters)
         wanted = min_as_of if min_as_of is not None and min_as_of.silo == self._silo.name else None
-        state, kept = await self._look_up(question, deadline)
+        answer = self.at_hand(question, wanted)
+        if answer is not None:
+            return answer
+        try:
+            async with asyncio.timeout_at(deadline):
+                reading = await self._store.read(question.digest, question.tags)
+        except TimeoutError:
+            reading = None
+        return await self._finish(self.weigh(question, reading, started), wanted, deadline)
+
+    # The same in steps, for a caller that does not wait where there is nothing to wait for
+
+    def at_hand(self, question: Question, wanted: AsOf | None = None) -> Answer | None:
+        """The answer, if this process has it."""
+        if self._l1 is None:
+            return None
+        started = time.perf_counter()
+        held = self._l1.get(question.digest)
+        if held is None or (wanted is not None and not wanted.met_by(held.state.epoch, held.state.seq)):
+            return None
+        return self._hit(question, held.entry, held.state, started)
+
+    def begin(self, question: Question, told: Callable[[Reading | None], None]) -> bool:
+        """Ask Redis; `told`, which must not raise, gets the reading later. False when Redis is no help now."""
+        return self._store.begin_read(question.digest, question.tags, told)
+
+    def weigh(self, question: Question, reading: Reading | None, started: float) -> Looked:
+        """What the reading is worth."""
+        if reading is None or reading.state is None:
+            return Looked(question, started)
+        state = reading.state
+        if state.position.definition != self._silo.tagger.definition:
+            # The tags in Redis were made in another way: they say nothing about ours.
+            return Looked(question, started)
+        if reading.raw is None:
+            return Looked(question, started, state)
+        try:
+            entry = self._codec.unpack(reading.raw, reading.key)
+        except Broken as broken:
+            self._metrics.broken.labels(self.definition.name, broken.reason).inc()
+            # a copy: the same question may be asked again, when what Redis holds is sound
+            return Looked(replace(question, replace=True), started, state)
+        if entry.seq < reading.newest:
+            return Looked(question, started, state)
+        if self._l1 is not None:
+            self._l1.keep(question.digest, question.tags, entry, state)
+        return Looked(question, started, state, entry)
+
+    def settle(self, looked: Looked) -> Answer | None:
+        """The answer, if it is a hit, and nothing has to be found out before its verdict."""
+        if looked.entry is None or looked.state is None:
+            return None
+        return self._hit(looked.question, looked.entry, looked.state, looked.started)
+
+    async def resume(self, looked: Looked, *, timeout_s: float) -> Answer:
+        """The answer where it takes more than that; as `answer`."""
+        return await self._finish(looked, None, asyncio.get_running_loop().time() + timeout_s)
+
+    async def _finish(self, looked: Looked, wanted: AsOf | None, deadline: float) -> Answer:
+        question, state = looked.question, looked.state
+        kept = None if state is None or looked.entry is None else _Kept(looked.entry, state)
         if kept is not None and wanted is not None and not wanted.met_by(kept.state.epoch, kept.state.seq):
             kept = None
-        if kept is not None and kept.is_fresh:
-            if kept.is_due:
-                self._silo.loader.refresh(self, question, at_least=kept.state.position)
+        if kept is not None:
+            answer = self._hit(question, kept.entry, kept.state, looked.started)
+            if answer is not None:
+                return answer
+        if kept is not None and self._is_fresh(kept.entry):
             found = self._from_kept(kept, "hit")
         else:
             try:
                 found = await self._load(question, state, kept, wanted, deadline)
             except NotPrepared:
-                return self._not_prepared(started)
+                return self._not_prepared(looked.started)
             except SiloUnavailable:
                 self._metrics.unanswered.labels(self.definition.name).inc()
                 raise
-        return await self._judged(found, question, deadline, started)
+        return await self._judged(found, question, deadline, looked.started)
+
+    def _hit(self, question: Question, entry: Entry, state: State, started: float) -> Answer | None:
+        """The answer out of a valid entry; None when its time is over, or the verdict has to wait."""
+        now_ms = self._store.now_ms()
+        if now_ms is None or now_ms >= entry.fresh_ms:
+            return None
+        judged = self._silo.judge_now(
+            negative=entry.negative,
+            epoch=state.position.epoch,
+            seq=state.position.seq,
+            tags=question.tags,
+            tables=self._tables,
+            max_age_s=self.definition.max_age_s,
+        )
+        if judged is None:
+            return None
+        if now_ms >= entry.soft_ms:
+            self._silo.loader.refresh(self, question, at_least=state.position)
+        verdict, reason = judged
+        age_ms = max(now_ms - state.time_ms, 0.0)
+        self._count("hit", verdict, started)
+        etag = f'W/"{entry.etag:016x}{verdict[0]}"'
+        return Answer(
+            verdict, entry.body, self._as_of(state), etag, age_ms / 1000, int(age_ms) + 1, "hit", reason
+        )  # fmt: skip
+
+    def _as_of(self, state: State) -> AsOf:
+        """The same object while the state is: it is shown with every answer."""
+        shown, as_of = self._shown
+        if state is not shown:
+            time_of = dt.datetime.fromtimestamp(state.time_ms / 1000, dt.UTC)
+            as_of = AsOf(self._silo.name, state.epoch, state.seq, time_of)
+            self._shown = state, as_of
+        return as_of
+
+    # Redis
 
     def keep(self, question: Question, loaded: Loaded) -> None:
         """Offer Redis what the silo answered."""
+        self.recent.append(question)
         now_ms = self._store.now_ms()
         if now_ms is None or loaded.position.definition != self._silo.tagger.definition:
             self._metrics.fills.labels(self._silo.name, "definition" if now_ms is not None else "dropped").inc()
             return
         definition = self.definition
         negative = loaded.body == b"[]"
+        if negative and not self._silo.negatives.allow():
+            self._metrics.fills.labels(self._silo.name, "negative_capped").inc()
+            return
         ttl_s = min(definition.ttl_s, definition.negative_ttl_s) if negative else definition.ttl_s
         soft_s = min(definition.soft_ttl_s, ttl_s)
         entry = Entry(
@@ -153,38 +271,16 @@ class Group:
         value = self._codec.pack(entry, key)
         self._store.offer(Fill(loaded.position, key, value, question.tags, life_ms, question.replace))
 
-    # Redis
-
-    async def _look_up(self, question: Question, deadline: float) -> tuple[State | None, _Kept | None]:
-        """The silo's state, if this process may use the cache, and the entry, if it counts."""
-        try:
-            async with asyncio.timeout_at(deadline):
-                reading = await self._store.read(question.digest, question.tags)
-        except TimeoutError:
-            return None, None
-        if reading is None or reading.state is None:
-            return None, None
-        if reading.state.position.definition != self._silo.tagger.definition:
-            # The tags in Redis were made in another way: they say nothing about ours.
-            return None, None
+    def _is_fresh(self, entry: Entry) -> bool:
         now_ms = self._store.now_ms()
-        if reading.raw is None or now_ms is None:
-            return reading.state, None
-        try:
-            entry = self._codec.unpack(reading.raw, reading.key)
-        except Broken as broken:
-            self._metrics.broken.labels(self.definition.name, broken.reason).inc()
-            question.replace = True
-            return reading.state, None
-        valid = entry.seq >= reading.newest
-        return reading.state, _Kept(entry, reading.state, now_ms) if valid else None
+        return now_ms is not None and now_ms < entry.fresh_ms
 
     def _from_kept(self, kept: _Kept, source: Source) -> _Found:
-        age_ms = (self._store.now_ms() or kept.now_ms) - kept.state.time_ms
         entry, state = kept.entry, kept.state
+        age_ms = (self._store.now_ms() or state.time_ms) - state.time_ms
         return _Found(
             entry.body, entry.negative, entry.etag, state.epoch, state.seq, state.time_ms, age_ms, True, source
-        )
+        )  # fmt: skip
 
     # The silo
 
@@ -232,6 +328,7 @@ class Group:
     # The answer
 
     async def _judged(self, found: _Found, question: Question, deadline: float, started: float) -> Answer:
+        asked = time.perf_counter()
         verdict, reason = await self._silo.judge(
             negative=found.negative,
             epoch=found.epoch,
@@ -241,7 +338,8 @@ class Group:
             max_age_s=self.definition.max_age_s,
             deadline=deadline,
         )
-        age_ms = max(found.age_ms, 0.0)
+        # a verdict that had to wait for another look at the silo has aged the answer
+        age_ms = max(found.age_ms, 0.0) + (time.perf_counter() - asked) * 1000
         time_of = dt.datetime.fromtimestamp(found.as_of_ms / 1000, dt.UTC)
         self._count(found.source, verdict, started)
         return Answer(
@@ -261,8 +359,13 @@ class Group:
         return Answer("cannot_tell", b"[]", as_of, 'W/"none"', 0.0, None, "bypass", "not_loaded")
 
     def _count(self, source: Source, verdict: str, started: float) -> None:
-        self._metrics.answers.labels(self.definition.name, source, verdict).inc()
-        self._metrics.seconds.labels(self.definition.name, source).observe(time.perf_counter() - started)
+        counted = self._counted.get((source, verdict))
+        if counted is None:
+            name = self.definition.name
+            answers, seconds = self._metrics.answers.labels(name, source, verdict), self._metrics.seconds
+            counted = self._counted[source, verdict] = answers, seconds.labels(name, source)
+        counted[0].inc()
+        counted[1].observe(time.perf_counter() - started)
 
     def _etag(self, body: bytes) -> int:
         # A plain hash of a personal answer, kept beside it in the clear, would let anyone test a guess.

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
-import asyncpg
-
-from cache.batch import Batcher
 from cache.definition import MOST_ROWS
+from cache.limit import Begun, ConcurrencyLimit
 from cache.metrics import CacheMetrics
-from cache.server import Poisoned
+from cache.server import TOO_SLOW, Poisoned
 from cache.singleflight import Flight, SingleFlight
 from cache.state import Position
 
 _KEYS_A_BATCH = 200
+# Asked one by one, on one connection, the last waits for all before it.
+_KEYS_ONE_BY_ONE = 20
 _WAITING_KEYS = 5_000
 _WAITING_CALLERS = 20_000
 # Renewing what is still good gives way long before live questions are refused.
 _WAITING_REFRESHES = 500
+# A spoilt batch is halved: 2 * log2(n) queries find one bad value. Where each of them ends by a time-out, fewer rounds
+# count for more than fewer queries.
+_PARTS, _PARTS_OF_SLOW = 2, 16
 
 
 class SiloUnavailable(Exception):
     """Nothing could answer in time. The message holds nothing of the question."""
+
+
+class QueryRefused(SiloUnavailable):
+    """The lookup's SQL does not fit this silo, which is well."""
 
 
 class AnswerTooLarge(SiloUnavailable):
@@ -62,18 +71,36 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The rows of one batch query, one a question."""
+    """One row a question, in their order, and the position that each was read at: the oldest first."""
 
-    rows: Sequence[asyncpg.Record]
-    position: Position
+    rows: Sequence[Mapping[str, Any]]
+    positions: Sequence[Position]
     from_primary: bool
+
+    @classmethod
+    def of(cls, rows: Sequence[Mapping[str, Any]], *, from_primary: bool) -> Batch:
+        """At least one row, each with the columns of `progress`."""
+        first, last = Position.of(rows[0]), Position.of(rows[-1])
+        # Nearly always one snapshot: an applier that changes the position twice between two rows changes the seq.
+        same = first == last
+        return cls(rows, [first] * len(rows) if same else [Position.of(row) for row in rows], from_primary)
+
+    @property
+    def oldest(self) -> Position:
+        return self.positions[0]
 
 
 class Loadable(Protocol):
-    """A lookup, as the loader sees it."""
+    """A lookup, as the loader sees it: one statement for many questions, or one for each where that is quicker."""
 
     @property
     def batch_sql(self) -> str: ...
+
+    @property
+    def one_sql(self) -> str: ...
+
+    @property
+    def batched(self) -> bool: ...
 
     def keep(self, question: Question, loaded: Loaded) -> None:
         """Called once for each answer, after all who wait have it."""
@@ -81,33 +108,85 @@ class Loadable(Protocol):
 
 
 Fetch = Callable[..., Awaitable[Batch]]
+_Key = tuple[str, bool]
+_Group = tuple[Loadable, bool]
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    key: tuple[str, bool]
+    key: _Key
+    group: _Group
     question: Question
     at_least: Position | None
     flight: Flight[Loaded]
 
 
-class Loader:
-    """The questions on their way to one silo; `workers` is how many queries it is asked at a time."""
+class _Waiting:
+    """Jobs that are not begun, by lookup, the one that has waited longest first."""
 
-    def __init__(self, silo: str, fetch: Fetch, metrics: CacheMetrics, *, workers: int) -> None:
+    def __init__(self) -> None:
+        self._groups: dict[_Group, dict[_Key, _Job]] = {}
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def put(self, job: _Job) -> None:
+        self._groups.setdefault(job.group, {})[job.key] = job
+        self._count += 1
+
+    def pull(self, group: _Group, key: _Key) -> _Job | None:
+        """Take one out of the order."""
+        job = self._groups.get(group, {}).pop(key, None)
+        if job is not None:
+            self._count -= 1
+            if not self._groups[group]:
+                del self._groups[group]
+        return job
+
+    def take(self) -> list[_Job]:
+        """One batch; what is left of its lookup goes to the back."""
+        if not self._groups:
+            return []
+        group = next(iter(self._groups))
+        jobs = self._groups.pop(group)
+        keys = list(islice(jobs, _KEYS_A_BATCH if group[0].batched else _KEYS_ONE_BY_ONE))
+        taken = [jobs.pop(key) for key in keys]
+        if jobs:
+            self._groups[group] = jobs
+        self._count -= len(taken)
+        return taken
+
+
+class Loader:
+    """The questions on their way to one silo, which is asked at most `queries` batches at a time, or fewer where that
+    is too many for it (ConcurrencyLimit).
+
+    There is no linger: what is there once the event loop has run everything that was ready goes in one batch; while the
+    limit is reached, what arrives forms the next one. Questions that someone waits for go before refreshes, which get
+    half of the limit at most.
+    """
+
+    def __init__(self, silo: str, fetch: Fetch, metrics: CacheMetrics, *, queries: int) -> None:
         self._silo = silo
         self._fetch = fetch
         self._metrics = metrics
-        self._waiting = metrics.waiting.labels(silo)
-        self._flights: SingleFlight[tuple[str, bool], Loaded] = SingleFlight()
-        self._batches: Batcher[tuple[Loadable, bool], _Job] = Batcher(
-            self._serve, workers=workers, most=_KEYS_A_BATCH, waiting=_WAITING_KEYS
-        )
+        self._flights: SingleFlight[_Key, Loaded] = SingleFlight()
+        self._live, self._refreshes = _Waiting(), _Waiting()
+        self._limit = ConcurrencyLimit(queries)
+        self._wake = asyncio.Event()
         self._callers = 0
+        self._show()
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        await self._batches.run()
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while jobs := self._take():
+                    tasks.create_task(self._serve(jobs, self._limit.begin()))
+                self._show()
 
     async def load(
         self, lookup: Loadable, question: Question, *, at_least: Position | None = None, primary: bool = False
@@ -116,7 +195,16 @@ class Loader:
         if self._callers >= _WAITING_CALLERS:
             raise self._overloaded()
         key = (question.digest, primary)
-        flight = self._flights.get(key) or self._begin(lookup, key, question, at_least)
+        flight = self._flights.get(key)
+        if flight is None:
+            if len(self._live) >= _WAITING_KEYS:
+                raise self._overloaded()
+            flight = self._begin(self._live, lookup, key, question, at_least)
+        elif flight.unattended:
+            # Now someone waits for it.
+            flight.unattended = False
+            if (job := self._refreshes.pull((lookup, primary), key)) is not None:
+                self._live.put(job)
         self._callers += 1
         try:
             return await flight.wait()
@@ -127,31 +215,45 @@ class Loader:
         """Load it for the cache alone, unless that is happening already or the silo is busy."""
         key = (question.digest, False)
         if self._flights.get(key) is None and len(self._flights) < _WAITING_REFRESHES:
-            self._begin(lookup, key, question, at_least, unattended=True)
+            self._begin(self._refreshes, lookup, key, question, at_least).unattended = True
 
     def _begin(
-        self,
-        lookup: Loadable,
-        key: tuple[str, bool],
-        question: Question,
-        at_least: Position | None,
-        *,
-        unattended: bool = False,
+        self, waiting: _Waiting, lookup: Loadable, key: _Key, question: Question, at_least: Position | None
     ) -> Flight[Loaded]:
-        flight = self._flights.begin(key, unattended=unattended)
-        if not self._batches.put((lookup, key[1]), _Job(key, question, at_least, flight)):
-            self._flights.crash(key, self._overloaded())
-        self._waiting.set(len(self._flights))
+        flight = self._flights.begin(key)
+        waiting.put(_Job(key, (lookup, key[1]), question, at_least, flight))
+        self._wake.set()
         return flight
 
     def _overloaded(self) -> SiloUnavailable:
         self._metrics.overloaded.labels(self._silo).inc()
         return SiloUnavailable("too many questions are waiting")
 
-    async def _serve(self, group: tuple[Loadable, bool], jobs: list[_Job]) -> None:
-        lookup, primary = group
-        await self._load(lookup, self._still_wanted(jobs), primary=primary)
-        self._waiting.set(len(self._flights))
+    def _show(self) -> None:
+        self._metrics.waiting.labels(self._silo).set(len(self._flights))
+        self._metrics.limit.labels(self._silo).set(self._limit.value)
+        self._metrics.in_flight.labels(self._silo).set(self._limit.in_flight)
+
+    def _take(self) -> list[_Job]:
+        in_flight, limit = self._limit.in_flight, self._limit.value
+        if in_flight >= limit:
+            return []
+        return self._live.take() or (self._refreshes.take() if in_flight * 2 < limit else [])
+
+    async def _serve(self, jobs: list[_Job], begun: Begun | None) -> None:
+        """Ask for all of them; where one spoils the query of all, for ever smaller parts, so that it fails alone."""
+        parts = deque([jobs])
+        while parts:
+            part = self._still_wanted(parts.popleft())
+            if not part:
+                continue
+            poisoned = await self._load(part, begun or self._limit.begin())
+            begun = None
+            if poisoned is not None:
+                parts.extend(self._split(part, poisoned))
+        if begun is not None:
+            self._limit.leave()
+        self._wake.set()
 
     def _still_wanted(self, jobs: list[_Job]) -> list[_Job]:
         for job in jobs:
@@ -159,48 +261,66 @@ class Loader:
                 self._flights.crash(job.key, SiloUnavailable("nobody waits for it"))
         return [job for job in jobs if not job.flight.landed]
 
-    async def _load(self, lookup: Loadable, jobs: list[_Job], *, primary: bool) -> None:
-        if not jobs:
-            return
-        arguments = [list(column) for column in zip(*(job.question.values for job in jobs), strict=True)]
-        at_least = max((job.at_least for job in jobs if job.at_least is not None), key=_seq, default=None)
+    def _split(self, jobs: list[_Job], poisoned: Poisoned) -> list[list[_Job]]:
+        if len(jobs) == 1:
+            self._metrics.poisoned.labels(self._silo, poisoned.sqlstate).inc()
+            error = SiloUnavailable(f"the silo cannot answer this question ({poisoned.sqlstate})")
+            self._flights.crash(jobs[0].key, error)
+            return []
+        if self._live:
+            # Nobody waits for a refresh, and part by part they would hold up those who are waited for.
+            for job in jobs:
+                if job.flight.unattended:
+                    self._flights.crash(job.key, SiloUnavailable("its batch failed"))
+        parts = _PARTS_OF_SLOW if poisoned.sqlstate == TOO_SLOW else _PARTS
+        size = -(-len(jobs) // parts)
+        return [jobs[n : n + size] for n in range(0, len(jobs), size)]
+
+    async def _load(self, jobs: list[_Job], begun: Begun) -> Poisoned | None:
+        """One batch query; what it raises goes to everyone who waits, unless it is a value that spoils it."""
+        lookup, primary = jobs[0].group
+        kind = (lookup, len(jobs).bit_length())
         try:
-            batch = await self._fetch(lookup.batch_sql, arguments, at_least=at_least, primary=primary)
+            batch = await self._fetch(
+                lookup,
+                [job.question.values for job in jobs],
+                at_least=max((job.at_least for job in jobs if job.at_least is not None), key=_seq, default=None),
+                primary=primary,
+                wanted=lambda: any(job.flight.wanted for job in jobs),
+                hedged=any(not job.flight.unattended for job in jobs),
+            )
         except Poisoned as poisoned:
-            await self._isolate(lookup, jobs, poisoned, primary=primary)
-            return
+            self._limit.leave() if poisoned.sqlstate != TOO_SLOW else self._limit.end(begun, kind, failed=False)
+            return poisoned
         except Exception as error:  # noqa: BLE001 - it goes to everyone who waits, and the next batch may fare better
+            if isinstance(error, (NotPrepared, QueryRefused)):
+                self._limit.leave()
+            else:
+                self._limit.end(begun, kind, failed=True)
             for job in jobs:
                 self._flights.crash(job.key, error)
-            return
+            return None
+        self._limit.end(begun, kind, failed=False)
+        # Sealing takes time, and the silo can do the next batch meanwhile.
+        self._wake.set()
+        await self._answer(lookup, jobs, batch)
+        return None
+
+    async def _answer(self, lookup: Loadable, jobs: list[_Job], batch: Batch) -> None:
         self._metrics.load_keys.labels(self._silo).observe(len(jobs))
         landed = self._land(jobs, batch)
-        # Sealing takes time, and those who wait have waited long enough.
+        # Those who wait have waited long enough.
         await asyncio.sleep(0)
         for question, loaded in landed:
             lookup.keep(question, loaded)
 
-    async def _isolate(self, lookup: Loadable, jobs: list[_Job], poisoned: Poisoned, *, primary: bool) -> None:
-        """One question spoilt the query of all: ask each alone, so that only that one fails."""
-        if len(jobs) > 1:
-            for job in jobs:
-                if job.flight.unattended:
-                    # Nobody waits for a refresh, and one by one they would hold up those who are waited for.
-                    self._flights.crash(job.key, SiloUnavailable("its batch failed"))
-                else:
-                    await self._load(lookup, self._still_wanted([job]), primary=primary)
-            return
-        self._metrics.poisoned.labels(self._silo, poisoned.sqlstate).inc()
-        self._flights.crash(jobs[0].key, SiloUnavailable(f"the silo cannot answer this question ({poisoned.sqlstate})"))
-
     def _land(self, jobs: list[_Job], batch: Batch) -> list[tuple[Question, Loaded]]:
         landed = []
-        for row in batch.rows:
-            job = jobs[row["ord"] - 1]
+        for job, row, position in zip(jobs, batch.rows, batch.positions, strict=True):
             if row["n"] > MOST_ROWS:
                 self._flights.crash(job.key, AnswerTooLarge(f"the answer has more than {MOST_ROWS} rows"))
                 continue
-            loaded = Loaded(row["body"].encode(), batch.position, row["applied_at"], row["now"], batch.from_primary)
+            loaded = Loaded(row["body"].encode(), position, row["applied_at"], row["now"], batch.from_primary)
             self._flights.land(job.key, loaded)
             landed.append((job.question, loaded))
         return landed

@@ -28,6 +28,9 @@ _UNANSWERED = Metric(
     "silogate_lookup_unanswered_total", "counter", ("lookup",), "Questions that nothing could answer in time."
 )
 _SECONDS = Metric("silogate_lookup_seconds", "histogram", ("lookup", "source"), "Time to an answer.")
+_BATCHED = Metric(
+    "silogate_lookup_batched", "gauge", ("lookup",), "1 while its questions go in one query, 0 while one by one."
+)
 _BROKEN = Metric(
     "silogate_cache_broken_entries_total",
     "counter",
@@ -38,7 +41,7 @@ _FILLS = Metric(
     "silogate_cache_fills_total",
     "counter",
     ("silo", "outcome"),
-    "Answers offered to Redis: stored, kept (a newer one was there), refused (and by what), or dropped.",
+    "Answers offered to Redis: stored, kept (a newer one was there), refused (and by what), negative_capped, dropped.",
 )
 _REDIS_ERRORS = Metric(
     "silogate_redis_errors_total", "counter", ("kind",), "Failed calls of Redis; each is followed by a second without."
@@ -64,11 +67,22 @@ _WAITING = Metric("silogate_silo_waiting_loads", "gauge", ("silo",), "Questions 
 _OVERLOADED = Metric(
     "silogate_silo_overloaded_total", "counter", ("silo",), "Questions refused because too many were waiting."
 )
+_LIMIT = Metric("silogate_silo_limit", "gauge", ("silo",), "Batches that the silo is now asked at a time at most.")
+_IN_FLIGHT = Metric("silogate_silo_in_flight", "gauge", ("silo",), "Batches that the silo is being asked.")
+_HEDGES = Metric(
+    "silogate_silo_hedges_total", "counter", ("silo",), "Batches asked of a second server because the first was late."
+)
+_LAG_CHANGES = Metric(
+    "silogate_silo_lag_changes", "gauge", ("silo", "server"), "Changes of the primary that the replica has not shown."
+)
+_LAG_SECONDS = Metric(
+    "silogate_silo_lag_seconds", "gauge", ("silo", "server"), "For how long the replica has lacked one of them."
+)
 _SERVER_ERRORS = Metric(
     "silogate_silo_server_errors_total", "counter", ("silo", "server"), "Failed calls of a server of the silo."
 )
 _EJECTED = Metric(
-    "silogate_silo_server_ejected", "gauge", ("silo", "server"), "1 while a replica gets no questions after errors."
+    "silogate_silo_server_ejected", "gauge", ("silo", "server"), "1 while a replica is asked last, after errors."
 )
 _COMPLETE = Metric("silogate_silo_complete", "gauge", ("silo",), "1 once a load of the silo has completed.")
 _SOURCE_TIME = Metric(
@@ -107,11 +121,51 @@ _BEHIND = Metric(
     ("silo",),
     "Rows of the change log that Redis lacked at the last look.",
 )
+_L1_ENTRIES = Metric("silogate_l1_entries", "gauge", ("silo",), "Answers kept in this process.")
+_L1_BYTES = Metric("silogate_l1_bytes", "gauge", ("silo",), "What the answers kept in this process take, reckoned.")
+_L1_DROPPED = Metric(
+    "silogate_l1_dropped_total",
+    "counter",
+    ("silo", "reason"),
+    "Answers that this process keeps no longer: touched by a change, due, evicted, or the feed was lost (and how).",
+)
+
+_SENTINEL_CHECKS = Metric(
+    "silogate_sentinel_checks_total",
+    "counter",
+    ("silo", "layer", "within", "found"),
+    "Looks whether a layer has a change: current, behind and saying so, violation, unknown.",
+)
+_SENTINEL_VIOLATIONS = Metric(
+    "silogate_sentinel_violations_total",
+    "counter",
+    ("silo", "layer", "within"),
+    "Times a layer answered as if it had a change that it lacks. It must stay at 0.",
+)
+_SENTINEL_CONVERGENCE = Metric(
+    "silogate_sentinel_convergence_seconds",
+    "histogram",
+    ("silo", "layer"),
+    "Time from a change being seen at the primary to the layer having it, as coarse as the sentinel's steps.",
+)
+_SENTINEL_LAG = Metric(
+    "silogate_sentinel_lag", "gauge", ("silo",), "Rows of the change log that Redis lacked when the sentinel looked."
+)
+_SENTINEL_BLIND = Metric(
+    "silogate_sentinel_blind_total", "counter", ("silo",), "Looks of the sentinel that a server did not answer."
+)
+_CANARY_AGE = Metric(
+    "silogate_canary_age_seconds",
+    "gauge",
+    ("silo",),
+    "How old the canary row is, read as any lookup; more than its interval and some seconds: nothing gets through.",
+)
 
 CATALOGUE: tuple[Metric, ...] = (
     _ANSWERS,
     _UNANSWERED,
     _SECONDS,
+    _BATCHED,
     _BROKEN,
     _FILLS,
     _REDIS_ERRORS,
@@ -123,6 +177,11 @@ CATALOGUE: tuple[Metric, ...] = (
     _POISONED,
     _WAITING,
     _OVERLOADED,
+    _LIMIT,
+    _IN_FLIGHT,
+    _HEDGES,
+    _LAG_CHANGES,
+    _LAG_SECONDS,
     _SERVER_ERRORS,
     _EJECTED,
     _COMPLETE,
@@ -134,6 +193,15 @@ CATALOGUE: tuple[Metric, ...] = (
     _INVALIDATOR_ERRORS,
     _STATE_TIME,
     _BEHIND,
+    _L1_ENTRIES,
+    _L1_BYTES,
+    _L1_DROPPED,
+    _SENTINEL_CHECKS,
+    _SENTINEL_VIOLATIONS,
+    _SENTINEL_CONVERGENCE,
+    _SENTINEL_LAG,
+    _SENTINEL_BLIND,
+    _CANARY_AGE,
 )
 
 _FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -156,6 +224,7 @@ class CacheMetrics:
         self.answers = counter(_ANSWERS)
         self.unanswered = counter(_UNANSWERED)
         self.seconds = histogram(_SECONDS, _FAST)
+        self.batched = gauge(_BATCHED)
         self.broken = counter(_BROKEN)
         self.fills = counter(_FILLS)
         self.redis_errors = counter(_REDIS_ERRORS)
@@ -167,6 +236,11 @@ class CacheMetrics:
         self.poisoned = counter(_POISONED)
         self.waiting = gauge(_WAITING)
         self.overloaded = counter(_OVERLOADED)
+        self.limit = gauge(_LIMIT)
+        self.in_flight = gauge(_IN_FLIGHT)
+        self.hedges = counter(_HEDGES)
+        self.lag_changes = gauge(_LAG_CHANGES)
+        self.lag_seconds = gauge(_LAG_SECONDS)
         self.server_errors = counter(_SERVER_ERRORS)
         self.ejected = gauge(_EJECTED)
         self.complete = gauge(_COMPLETE)
@@ -178,3 +252,12 @@ class CacheMetrics:
         self.invalidator_errors = counter(_INVALIDATOR_ERRORS)
         self.state_time = gauge(_STATE_TIME)
         self.behind = gauge(_BEHIND)
+        self.l1_entries = gauge(_L1_ENTRIES)
+        self.l1_bytes = gauge(_L1_BYTES)
+        self.l1_dropped = counter(_L1_DROPPED)
+        self.sentinel_checks = counter(_SENTINEL_CHECKS)
+        self.sentinel_violations = counter(_SENTINEL_VIOLATIONS)
+        self.sentinel_convergence = histogram(_SENTINEL_CONVERGENCE, (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 15.0))
+        self.sentinel_lag = gauge(_SENTINEL_LAG)
+        self.sentinel_blind = counter(_SENTINEL_BLIND)
+        self.canary_age = gauge(_CANARY_AGE)

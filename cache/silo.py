@@ -7,12 +7,17 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
+import asyncpg
+
 from cache.answer import Verdict
-from cache.loader import AnswerTooLarge, Batch, Loader, NotPrepared, SiloUnavailable
+from cache.limit import HedgeBudget, NegativeCap
+from cache.loader import AnswerTooLarge, Batch, Loadable, Loader, NotPrepared, QueryRefused, SiloUnavailable
 from cache.metrics import CacheMetrics
-from cache.server import Poisoned, Refused, Server, ServerFailed
+from cache.replicas import Replicas, has
+from cache.server import TOO_SLOW, Poisoned, Refused, Server, ServerFailed
 from cache.singleflight import Flight
 from cache.standing import MOST_REJECTS, STANDING_SQL, Standing
 from cache.state import Position
@@ -21,11 +26,12 @@ from cache.values import Tagger
 __all__ = ["AnswerTooLarge", "NotPrepared", "Silo", "SiloUnavailable"]
 
 _log = logging.getLogger(__name__)
-_ERRORS_TO_EJECT = 5
-_TOO_SLOW = "57014"
 _LOOK_EVERY_S = 1.0
+_LOOK_AGAIN_S = 0.1
 _LOOK_TIMEOUT_S = 1.0
 _LOOKS_APART_S = 0.02
+# No batch is asked a second time sooner than this: the first one has to connect, and a cold key is to cost one query.
+_LATE_S = 0.2
 _POSITION_SQL = "select epoch, seq, id, definition from progress"
 _PREPARED_SQL = "select to_regclass('progress') is not null as prepared"
 
@@ -33,7 +39,9 @@ _PREPARED_SQL = "select to_regclass('progress') is not null as prepared"
 class Silo:
     """Answers batches from the replicas, or from the primary where there is none or a question asks for it.
 
-    `run` must be running; nothing is connected before it, and a silo that is down keeps nobody from starting.
+    `run` must be running; nothing is connected before it, and a silo that is down keeps nobody from starting. What a
+    silo may take of this process is its own (a bulkhead): at most `queries` batches at a time, its connections, and its
+    places to wait. `negatives` bounds how many answers of *there is none* are kept.
     """
 
     def __init__(
@@ -49,6 +57,8 @@ class Silo:
         role: str = "silogate_lookup",
         statement_timeout_ms: int = 2000,
         queries: int = 8,
+        negatives_per_s: float = 50.0,
+        negatives_at_once: int = 2_000,
         now: Callable[[], dt.datetime] = lambda: dt.datetime.now(dt.UTC),
     ) -> None:
         def server(url: str) -> Server:
@@ -64,14 +74,19 @@ class Silo:
         self.name = name
         self.tagger = tagger
         self.max_age_s = max_age_s
-        self.loader = Loader(name, self.fetch_batch, metrics, workers=queries)
+        self.loader = Loader(name, self.fetch_batch, metrics, queries=queries)
+        self.negatives = NegativeCap(negatives_per_s, negatives_at_once)
         self.standing: Standing | None = None
-        self._primary = server(primary_url)
-        self._replicas = [server(url) for url in replica_urls]
         self._metrics = metrics
         self._rejects_tolerated = rejects_tolerated
         # What the server itself enforces, and a little more for one that is too ill to do so.
         self._timeout_s = statement_timeout_ms / 1000 + 0.25
+        self._primary = server(primary_url)
+        self._servers = Replicas(
+            name, self._primary, [server(url) for url in replica_urls], metrics, silent_s=self._timeout_s / 2
+        )
+        self._hedges = HedgeBudget()
+        self._tasks: asyncio.TaskGroup | None = None
         self._now = now
         self._unprepared = False
         self._look = asyncio.Event()
@@ -79,50 +94,87 @@ class Silo:
 
     async def run(self) -> None:
         """Keep the connections, answer batches and watch the servers, until cancelled."""
-        servers = [self._primary, *self._replicas]
+        servers = [self._primary, *self._servers.replicas]
         for server in servers:
             await server.open()
         try:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self.loader.run())
-                tasks.create_task(self._keep_looking())
-                for replica in self._replicas:
-                    tasks.create_task(self._watch(replica))
+            async with asyncio.TaskGroup() as self._tasks:
+                self._tasks.create_task(self.loader.run())
+                self._tasks.create_task(self._keep_looking())
+                for replica in self._servers.replicas:
+                    self._tasks.create_task(self._watch(replica))
         finally:
             for server in servers:
                 await server.close()
 
     async def fetch_batch(
-        self, sql: str, arguments: Sequence[Any], *, at_least: Position | None = None, primary: bool = False
+        self,
+        lookup: Loadable,
+        questions: Sequence[tuple[Any, ...]],
+        *,
+        at_least: Position | None = None,
+        primary: bool = False,
+        wanted: Callable[[], bool] = lambda: True,
+        hedged: bool = False,
     ) -> Batch:
-        """One batch query. An answer older than `at_least` is given only when another replica's is no newer.
+        """The answers to all questions. Ones older than `at_least` are given only when another replica's are no newer.
 
-        Raises SiloUnavailable, NotPrepared, or Poisoned.
+        `wanted` is asked before each attempt; `hedged` lets a second server be asked where the first takes unusually
+        long. Raises SiloUnavailable, NotPrepared, or Poisoned.
         """
         older: Batch | None = None
         slow: Poisoned | None = None
         others = 0
-        for server in self._candidates(at_least, primary=primary):
+        rest = iter(self._servers.order(at_least, primary=primary))
+        for server in rest:
             # The primary steps in for replicas that fail, not for those that are behind.
             if older is not None and (server is self._primary or others > 0):
                 break
+            if not wanted():
+                raise SiloUnavailable("nobody waits for it")
             others += older is not None
             try:
-                batch = await self._ask(server, sql, arguments)
+                if hedged:
+                    batch = await self._ask_hedged(server, rest, lookup, questions)
+                else:
+                    batch = await self._ask(server, lookup, questions)
             except ServerFailed:
                 continue
             except Poisoned as poisoned:
                 # Asked alone it may be the server that is slow, and not the question.
-                if poisoned.sqlstate != _TOO_SLOW or len(arguments[0]) > 1:
+                if poisoned.sqlstate != TOO_SLOW or len(questions) > 1:
                     raise
                 slow = poisoned
                 continue
-            if at_least is None or _has(batch.position, at_least):
+            if at_least is None or has(batch.oldest, at_least):
                 return batch
-            older = batch if older is None or _has(batch.position, older.position) else older
+            older = batch if older is None or has(batch.oldest, older.oldest) else older
         if older is None:
             raise slow or SiloUnavailable("no server of the silo answers")
         return older
+
+    def judge_now(
+        self,
+        *,
+        negative: bool,
+        epoch: str,
+        seq: int,
+        tags: Sequence[str],
+        tables: Iterable[str],
+        max_age_s: float | None,
+    ) -> tuple[Verdict, str | None] | None:
+        """What `judge` says where it has nothing to wait for; None where it has."""
+        known = self.standing
+        if known is None or self._must_look(known, negative=negative, epoch=epoch, seq=seq):
+            return None
+        limit = self.max_age_s if max_age_s is None else max_age_s
+        return known.judge(
+            negative=negative, epoch=epoch, seq=seq, tags=tags, tables=tables, max_age_s=limit, now=self._now()
+        )
+
+    @staticmethod
+    def _must_look(known: Standing, *, negative: bool, epoch: str, seq: int) -> bool:
+        return (negative or known.load_id is None) and not known.covers(epoch, seq)
 
     async def judge(
         self,
@@ -141,7 +193,7 @@ class Silo:
         it comes from may have completed the silo, or put the answer in doubt.
         """
         known = self.standing
-        if known is None or ((negative or known.load_id is None) and not known.covers(epoch, seq)):
+        if known is None or self._must_look(known, negative=negative, epoch=epoch, seq=seq):
             seen = await self._look_again(deadline)
             if not seen and known is not None and negative:
                 return "cannot_tell", "unknown"
@@ -154,24 +206,50 @@ class Silo:
 
     # Asking
 
-    def _candidates(self, at_least: Position | None, *, primary: bool) -> Iterator[Server]:
-        if primary or not self._replicas:
-            yield self._primary
-            return
+    async def _ask_hedged(
+        self, server: Server, rest: Iterator[Server], lookup: Loadable, questions: Sequence[tuple[Any, ...]]
+    ) -> Batch:
+        """The server's answer, or the next one's where the first is late and the next one is quicker.
 
-        def unlikely(server: Server) -> tuple[bool, bool, int]:
-            behind = at_least is not None and (server.position is None or not _has(server.position, at_least))
-            return server.ejected, behind, server.in_flight
+        The slower of the two is left to its own end, so that a server that hangs is found out to.
+        Dean and Barroso, The Tail at Scale, CACM 56(2), 2013: "hedged requests".
+        """
+        self._hedges.earn()
+        if self._tasks is None or not self._servers.replicas:
+            return await self._ask(server, lookup, questions)
+        asked = {self._tasks.create_task(self._outcome(server, lookup, questions))}
+        late_s = min(max(server.p95_s, _LATE_S), self._timeout_s / 2)
+        done, asked = await asyncio.wait(asked, timeout=late_s)
+        if asked and (second := self._second(rest)) is not None:
+            self._metrics.hedges.labels(self.name).inc()
+            asked.add(self._tasks.create_task(self._outcome(second, lookup, questions)))
+        while True:
+            failure: Exception | None = None
+            for outcome in [task.result() for task in done]:
+                if isinstance(outcome, Batch):
+                    return outcome
+                failure = outcome
+            if failure is not None and not asked:
+                raise failure
+            done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
 
-        yield from sorted(self._replicas, key=unlikely)
-        yield self._primary
+    def _second(self, rest: Iterator[Server]) -> Server | None:
+        return next(rest, None) if self._hedges.spend() else None
 
-    async def _ask(self, server: Server, sql: str, arguments: Sequence[Any]) -> Batch:
+    async def _outcome(
+        self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]]
+    ) -> Batch | Exception:
+        try:
+            return await self._ask(server, lookup, questions)
+        except (ServerFailed, Poisoned, NotPrepared, SiloUnavailable) as error:
+            return error
+
+    async def _ask(self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]]) -> Batch:
         started = time.monotonic()
         try:
-            rows = await server.fetch(sql, arguments, timeout_s=self._timeout_s)
+            rows = await self._rows(server, lookup, questions)
         except ServerFailed:
-            self._failed(server)
+            self._servers.failed(server)
             self._count("failed", started)
             raise
         except Poisoned:
@@ -182,13 +260,24 @@ class Silo:
             if refused.table_missing and not await self._is_prepared(server):
                 raise NotPrepared from None
             _log.error("lookup_refused_by_silo", extra={"silo": self.name, "sqlstate": refused.sqlstate})
-            raise SiloUnavailable(f"the silo refuses the query ({refused.sqlstate})") from None
-        self._succeeded(server)
+            raise QueryRefused(f"the silo refuses the query ({refused.sqlstate})") from None
         self._count("answered", started)
-        if not rows:
+        if len(rows) != len(questions):
             raise NotPrepared
-        server.position = Position.of(rows[0])
-        return Batch(rows, server.position, server is self._primary)
+        batch = Batch.of(rows, from_primary=server is self._primary)
+        server.took(time.monotonic() - started)
+        self._servers.answered(server, batch.positions[-1], seconds=time.monotonic() - started)
+        return batch
+
+    async def _rows(
+        self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]]
+    ) -> list[asyncpg.Record]:
+        """One row a question, in their order."""
+        if not lookup.batched:
+            return await server.fetch_each(lookup.one_sql, questions, timeout_s=self._timeout_s)
+        columns = [list(column) for column in zip(*questions, strict=True)]
+        rows = await server.fetch(lookup.batch_sql, columns, timeout_s=self._timeout_s)
+        return sorted(rows, key=itemgetter("ord"))
 
     async def _is_prepared(self, server: Server) -> bool:
         try:
@@ -200,38 +289,21 @@ class Silo:
         self._metrics.loads.labels(self.name, outcome).inc()
         self._metrics.load_seconds.labels(self.name).observe(time.monotonic() - started)
 
-    def _failed(self, server: Server) -> None:
-        server.errors += 1
-        self._metrics.server_errors.labels(self.name, server.label).inc()
-        others = [replica for replica in self._replicas if replica is not server and not replica.ejected]
-        if server.errors >= _ERRORS_TO_EJECT and others and not server.ejected and server is not self._primary:
-            self._eject(server, ejected=True)
-
-    def _succeeded(self, server: Server) -> None:
-        server.errors = 0
-        if server.ejected:
-            self._eject(server, ejected=False)
-
-    def _eject(self, server: Server, *, ejected: bool) -> None:
-        server.ejected = ejected
-        self._metrics.ejected.labels(self.name, server.label).set(int(ejected))
-        event = "silo_server_ejected" if ejected else "silo_server_back"
-        _log.warning(event, extra={"silo": self.name, "server": server.label})
-
     # Looking
 
     async def _watch(self, replica: Server) -> None:
-        """Learn how far a replica is, and whether one that failed is back."""
+        """Learn how far a replica is, and whether one that failed is back; one that fails is soon looked at again."""
         while True:
+            pause_s = _LOOK_EVERY_S
             try:
                 rows = await replica.fetch(_POSITION_SQL, (), timeout_s=_LOOK_TIMEOUT_S)
-                replica.position = Position.of(rows[0]) if rows else None
-                self._succeeded(replica)
+                self._servers.answered(replica, Position.of(rows[0]) if rows else None)
             except ServerFailed:
-                self._failed(replica)
+                self._servers.failed(replica)
+                pause_s = _LOOK_EVERY_S if self._servers.is_aside(replica) else _LOOK_AGAIN_S
             except (Refused, Poisoned):
                 replica.position = None
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(pause_s)
 
     async def _look_again(self, deadline: float) -> bool:
         """Whether the primary could be looked at, after this call, before the deadline."""
@@ -261,18 +333,18 @@ class Silo:
         A replica does for want of it, but may not have the last load yet.
         """
         known = self.standing.load_id if self.standing is not None else None
-        for server in (self._primary, *self._replicas):
+        for server in (self._primary, *self._servers.replicas):
             try:
                 rows = await server.fetch(STANDING_SQL, (known, MOST_REJECTS + 1), timeout_s=_LOOK_TIMEOUT_S)
             except (ServerFailed, Poisoned):
-                self._failed(server)
+                self._servers.failed(server)
                 continue
             except Refused as refused:
                 if not refused.table_missing:
                     _log.error("silo_cannot_be_looked_at", extra={"silo": self.name, "sqlstate": refused.sqlstate})
                     return False
                 rows = []
-            self._succeeded(server)
+            self._servers.answered(server, Position.of(rows[0]) if rows else None)
             self._stand(rows[0] if rows else None)
             return server is self._primary
         return False
@@ -289,8 +361,3 @@ class Silo:
         self._metrics.doubtful.labels(self.name).set(len(standing.doubts))
         if standing.source_time is not None:
             self._metrics.source_time.labels(self.name).set(standing.source_time.timestamp())
-
-
-def _has(position: Position, wanted: Position) -> bool:
-    """Whether a snapshot at `position` has all that one at `wanted` has, as far as can be told."""
-    return position.epoch == wanted.epoch and position.seq >= wanted.seq

@@ -17,7 +17,7 @@ MOST_REJECTS = 10_000
 
 # $1 is the load whose rejects are known already: those of a load never change. One statement, so one snapshot.
 STANDING_SQL = """
-select p.epoch, p.seq, p.definition, l.id as load_id, l.source_time,
+select p.epoch, p.seq, p.id, p.definition, l.id as load_id, l.source_time,
     case when l.id is distinct from $1::int8 then (
         select coalesce(json_agg(json_build_array(r.table_name, r.tags)), '[]')
         from (select table_name, tags from reject where load_id = l.id limit $2::int8) r

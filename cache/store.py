@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -33,7 +33,7 @@ _FEED_LENGTH = 1_000
 _SCRIPT_TIMEOUT_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reading:
     """What one round trip found of an entry. `raw` is None when there is none that may count.
 
@@ -62,17 +62,17 @@ class Fill:
 class _Ask:
     digest: str
     tags: tuple[str, ...]
-    answered: asyncio.Future[Reading | None]
+    told: Callable[[Reading | None], None]
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """One reply, by key and tag."""
+    """One reply, by key and tag. `newest` lacks the tags that no change has touched."""
 
     state: State | None
     guarded: bool
     entries: dict[bytes, bytes | None]
-    scores: dict[str, float]
+    newest: dict[str, float]
 
 
 class Store:
@@ -95,6 +95,7 @@ class Store:
         self.silo = silo
         self.definition = definition
         self.latest: State | None = None
+        self._raw_state: bytes | None = None
         self._link = link
         self._metrics = metrics
         self._clock = clock
@@ -118,6 +119,7 @@ class Store:
             tasks.create_task(self._fills.run())
 
     def entry_key(self, epoch: str, digest: str) -> bytes:
+        """Where the entry of a question lies."""
         return f"{self._prefix}lk:{epoch}:{digest}".encode()
 
     def now_ms(self) -> float | None:
@@ -126,14 +128,26 @@ class Store:
 
     async def read(self, digest: str, tags: tuple[str, ...]) -> Reading | None:
         """The entry of a key, validated against its tags in the same round trip; None while Redis is no help."""
+        answered: asyncio.Future[Reading | None] = asyncio.get_running_loop().create_future()
+
+        def tell(reading: Reading | None) -> None:
+            if not answered.done():
+                answered.set_result(reading)
+
+        return await answered if self.begin_read(digest, tags, tell) else None
+
+    def begin_read(self, digest: str, tags: tuple[str, ...], told: Callable[[Reading | None], None]) -> bool:
+        """The same for a caller that does not wait: `told`, which must not raise, gets the reading later, once.
+
+        False when nothing was asked.
+        """
         if self._link.skipped:
             self._metrics.redis_skipped.inc()
-            return None
-        ask = _Ask(digest, tags, asyncio.get_running_loop().create_future())
-        if not self._reads.put(None, ask):
+            return False
+        if not self._reads.put(None, _Ask(digest, tags, told)):
             self._metrics.overloaded.labels(self.silo).inc()
-            return None
-        return await ask.answered
+            return False
+        return True
 
     def offer(self, fill: Fill) -> None:
         """Keep an answer if that is still right when Redis sees it. Returns at once and promises nothing."""
@@ -154,43 +168,38 @@ class Store:
                 seen = await self._look(epoch, asks)
         except RedisSkipped:
             for ask in asks:
-                if not ask.answered.done():
-                    ask.answered.set_result(None)
+                ask.told(None)
             return
         # If an epoch began between the two looks, its keys were not asked for: there is no entry.
         usable = seen.guarded and seen.state is not None and seen.state.epoch == epoch
+        entries, newest_of = seen.entries, seen.newest
         for ask in asks:
-            if not ask.answered.done():
-                key = self.entry_key(epoch, ask.digest)
-                raw = seen.entries.get(key) if usable else None
-                newest = max((seen.scores.get(tag, -1.0) for tag in ask.tags), default=-1.0)
-                ask.answered.set_result(Reading(seen.state, key, raw, newest))
+            key = self.entry_key(epoch, ask.digest)
+            newest = -1.0
+            for tag in ask.tags:
+                newest = max(newest, newest_of.get(tag, -1.0))
+            ask.told(Reading(seen.state, key, entries.get(key) if usable else None, newest))
 
-    async def _look(self, epoch: str, asks: Iterable[_Ask]) -> _Seen:
+    async def _look(self, epoch: str, asks: Sequence[_Ask]) -> _Seen:
         """One round trip: state first, then entries, then tags, so that nothing applied in between is overlooked.
 
         The epoch's mark is asked for with the tags: a reply without it has the tags of another epoch, or none.
         """
-        keys = list(dict.fromkeys(self.entry_key(epoch, ask.digest) for ask in asks))
-        tags = list(dict.fromkeys(tag for ask in asks for tag in ask.tags))
-
-        async def work(redis: Redis) -> list[Any]:
-            async with redis.pipeline(transaction=False) as pipe:
-                pipe.execute_command("TIME")
-                pipe.execute_command("GET", self._keys[0])
-                pipe.execute_command("MGET", *keys)
-                pipe.execute_command("ZMSCORE", self._keys[1], f"={epoch}", *tags)
-                return await pipe.execute()
-
+        keys = list(dict.fromkeys([self.entry_key(epoch, ask.digest) for ask in asks]))
+        tags = list(dict.fromkeys([tag for ask in asks for tag in ask.tags]))
         sent = self._clock()
-        clock, raw, entries, (mark, *scores) = await self._link.call(work)
-        self._set_clock(sent, clock)
-        self.latest = State.parse(raw)
+        clock, raw, entries, (mark, *scores) = await self._link.ask(
+            [("TIME",), ("GET", self._keys[0]), ("MGET", *keys), ("ZMSCORE", self._keys[1], f"={epoch}", *tags)]
+        )
+        self._set_clock(sent, (int(clock[0]), int(clock[1])))
+        if raw != self._raw_state:
+            # the same object as long as Redis says the same: who shows it need not make it again either
+            self._raw_state, self.latest = raw, State.parse(raw)
         return _Seen(
             self.latest,
             mark is not None,
             dict(zip(keys, entries, strict=True)),
-            {tag: score for tag, score in zip(tags, scores, strict=True) if score is not None},
+            {tag: float(score) for tag, score in zip(tags, scores, strict=True) if score is not None},
         )
 
     def _set_clock(self, sent: float, clock: tuple[int, int]) -> None:

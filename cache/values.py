@@ -6,29 +6,19 @@ import datetime as dt
 import hashlib
 import hmac
 import json
-import math
-import re
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal
 
+from cache import grid, normalisers
+from cache.normalisers import LONGEST, Malformed
+
+__all__ = ["VALUE_TYPES", "Index", "Malformed", "Tagger", "ValueType", "canonical", "framed"]
+
 # Part of every silo's definition: raise it whenever a normaliser gives another result for any input, so that tags and
 # keys made by older code are never compared with those made by newer code.
-NORMALISER_VERSION = 1
-
-_LONGEST = 256
-_UNUSABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-class Malformed(ValueError):
-    """A value that is not what its type says. The message names the rule that it broke and never repeats the value."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+NORMALISER_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,180 +31,38 @@ class ValueType:
     json_schema: dict[str, object]
 
 
-def _characters(value: object, code: str) -> str:
-    if not isinstance(value, str):
-        raise Malformed(code, "must be text")
-    if len(value) > _LONGEST:
-        raise Malformed(code, f"is longer than {_LONGEST} characters")
-    if _UNUSABLE.search(value):
-        raise Malformed(code, "has a character that cannot be stored")
-    return value
-
-
-def _text(value: object) -> str:
-    found = unicodedata.normalize("NFC", _characters(value, "malformed_text")).strip()
-    if not found:
-        raise Malformed("malformed_text", "is empty")
-    return found
-
-
-def _name(value: object) -> str:
-    # NFKC after casefold once more: casefold alone may leave a form that NFKC would change.
-    folded = unicodedata.normalize("NFKC", _characters(value, "malformed_name")).casefold()
-    found = " ".join(unicodedata.normalize("NFKC", folded).split())
-    if not found:
-        raise Malformed("malformed_name", "is empty")
-    return found
-
-
-def _compact(value: object, code: str) -> str:
-    """Upper case in plain digits and letters, without the spaces, dots and hyphens people put between groups."""
-    plain = unicodedata.normalize("NFKC", _characters(value, code)).upper()
-    return re.sub(r"[\s.\-\u2010-\u2015]+", "", plain)
-
-
-_POSTCODE = re.compile(r"([A-Z]{1,2}[0-9][0-9A-Z]?|GIR|[A-Z]{4})([0-9][ABD-HJLNP-UW-Z]{2})")
-
-
-def _postcode(value: object) -> str:
-    found = _POSTCODE.fullmatch(_compact(value, "malformed_postcode"))
-    if found is None:
-        raise Malformed("malformed_postcode", "is not a full UK postcode such as BN15 9JB")
-    return f"{found[1]} {found[2]}"
-
-
-def _nino(value: object) -> str:
-    found = _compact(value, "malformed_nino")
-    if not re.fullmatch(r"[A-Z]{2}[0-9]{6}[A-D]", found):
-        raise Malformed("malformed_nino", "is not a National Insurance number such as QQ123456C")
-    return found
-
-
-def _reference(value: object) -> str:
-    found = unicodedata.normalize("NFKC", _characters(value, "malformed_reference")).strip().upper()
-    if not re.fullmatch(r"[A-Z0-9][A-Z0-9/._-]{0,63}", found):
-        raise Malformed("malformed_reference", "is not a reference of up to 64 letters, digits, hyphens and slashes")
-    return found
-
-
-def _whole(value: object, code: str, message: str) -> int:
-    if isinstance(value, str):
-        plain = unicodedata.normalize("NFKC", _characters(value, code)).strip()
-        if re.fullmatch(r"[+-]?[0-9]{1,19}", plain):
-            return int(plain)
-    elif isinstance(value, int) and not isinstance(value, bool):
-        return value
-    elif isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
-        return int(value)
-    raise Malformed(code, message)
-
-
-def _identifier(code: str, title: str, digits: int) -> Callable[[object], int]:
-    message = f"is not a {title} of up to {digits} digits"
-
-    def normalise(value: object) -> int:
-        found = _whole(value, code, message)
-        if not 0 < found < 10**digits:
-            raise Malformed(code, message)
-        return found
-
-    return normalise
-
-
-def _integer(value: object) -> int:
-    found = _whole(value, "malformed_integer", "is not a whole number")
-    if not -(2**63) <= found < 2**63:
-        raise Malformed("malformed_integer", "is out of range")
-    return found
-
-
-def _float(value: object, code: str) -> float:
-    try:
-        if isinstance(value, str):
-            plain = unicodedata.normalize("NFKC", _characters(value, code)).strip()
-            # float() alone also takes 1_000, inf and nan.
-            found = float(plain) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", plain) else math.nan
-        elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-            found = float(value)
-        else:
-            found = math.nan
-    except OverflowError:
-        found = math.nan
-    if not math.isfinite(found):
-        raise Malformed(code, "is not a number")
-    return found + 0.0  # -0.0 and 0.0 are one value
-
-
-def _number(value: object) -> float:
-    return _float(value, "malformed_number")
-
-
-def _metres_within(code: str, least: float, most: float, what: str) -> Callable[[object], float]:
-    def normalise(value: object) -> float:
-        found = _float(value, code)
-        if not least <= found <= most:
-            raise Malformed(code, f"is not {what} in metres from {least:,.0f} to {most:,.0f}")
-        return found
-
-    return normalise
-
-
-_DAY_FIRST = re.compile(r"([0-9]{1,2})/([0-9]{1,2})/([0-9]{4})")
-_YEAR_FIRST = re.compile(r"([0-9]{4})-([0-9]{2})-([0-9]{2})")
-
-
-def _date(value: object) -> dt.date:
-    if isinstance(value, dt.date) and not isinstance(value, dt.datetime):
-        return value
-    plain = unicodedata.normalize("NFKC", _characters(value, "malformed_date")).strip()
-    try:
-        if found := _YEAR_FIRST.fullmatch(plain):
-            return dt.date(int(found[1]), int(found[2]), int(found[3]))
-        if found := _DAY_FIRST.fullmatch(plain):
-            return dt.date(int(found[3]), int(found[2]), int(found[1]))
-    except ValueError:
-        raise Malformed("malformed_date", "is not a day of the calendar") from None
-    raise Malformed("malformed_date", "is not a date such as 2026-11-22 or 22/11/2026")
-
-
-_TRUTH = {"true": True, "yes": True, "y": True, "t": True, "1": True, "on": True}
-_TRUTH |= {"false": False, "no": False, "n": False, "f": False, "0": False, "off": False}
-
-
-def _boolean(value: object) -> bool:
-    if isinstance(value, bool):
-        return value
-    if isinstance(value, int) and value in (0, 1):
-        return bool(value)
-    found = _TRUTH.get(_characters(value, "malformed_boolean").strip().casefold())
-    if found is None:
-        raise Malformed("malformed_boolean", "is not yes or no")
-    return found
-
-
 def _types() -> Mapping[str, ValueType]:
-    text: dict[str, object] = {"type": "string", "minLength": 1, "maxLength": _LONGEST}
-    easting = _metres_within("malformed_easting", 0, 700_000, "an OSGB36 easting")
-    northing = _metres_within("malformed_northing", 0, 1_300_000, "an OSGB36 northing")
-    metres = _metres_within("malformed_metres", 0, 50_000, "a distance")
+    text: dict[str, object] = {"type": "string", "minLength": 1, "maxLength": LONGEST}
     digits: dict[str, object] = {"type": ["string", "integer"]}
+    date: dict[str, object] = {"type": "string", "examples": ["2026-11-22", "22/11/2026"]}
+    uprn = normalisers.identifier("malformed_uprn", "UPRN", 12)
+    usrn = normalisers.identifier("malformed_usrn", "USRN", 8)
     kinds = (
-        ValueType("postcode", "text", _postcode, text | {"examples": ["BN15 9JB"]}),
-        ValueType("uprn", "int8", _identifier("malformed_uprn", "UPRN", 12), digits | {"pattern": "^[0-9]{1,12}$"}),
-        ValueType("usrn", "int8", _identifier("malformed_usrn", "USRN", 8), digits | {"pattern": "^[0-9]{1,8}$"}),
-        ValueType("easting", "float8", easting, {"type": "number", "minimum": 0, "maximum": 700_000}),
-        ValueType("northing", "float8", northing, {"type": "number", "minimum": 0, "maximum": 1_300_000}),
-        ValueType("metres", "float8", metres, {"type": "number", "minimum": 0, "maximum": 50_000}),
-        ValueType("text", "text", _text, text),
-        ValueType("name", "text", _name, text),
-        ValueType("nino", "text", _nino, text | {"examples": ["QQ123456C"]}),
-        ValueType("date", "date", _date, {"type": "string", "examples": ["2026-11-22", "22/11/2026"]}),
-        ValueType("integer", "int8", _integer, {"type": "integer"}),
-        ValueType("number", "float8", _number, {"type": "number"}),
-        ValueType("boolean", "bool", _boolean, {"type": "boolean"}),
-        ValueType("reference", "text", _reference, text | {"maxLength": 64}),
+        ValueType("postcode", "text", normalisers.postcode, text | {"examples": ["BN15 9JB"]}),
+        ValueType("uprn", "int8", uprn, digits | {"pattern": "^[0-9]{1,12}$"}),
+        ValueType("usrn", "int8", usrn, digits | {"pattern": "^[0-9]{1,8}$"}),
+        _measured("easting", 0, 700_000, "an OSGB36 easting in metres"),
+        _measured("northing", 0, 1_300_000, "an OSGB36 northing in metres"),
+        _measured("metres", 0, 50_000, "a distance in metres"),
+        _measured("latitude", grid.SOUTH, grid.NORTH, "a WGS84 latitude of Great Britain in degrees"),
+        _measured("longitude", grid.WEST, grid.EAST, "a WGS84 longitude of Great Britain in degrees"),
+        ValueType("text", "text", normalisers.text, text),
+        ValueType("name", "text", normalisers.name, text),
+        ValueType("prefix", "text", normalisers.prefix, text),
+        ValueType("nino", "text", normalisers.nino, text | {"examples": ["QQ123456C"]}),
+        ValueType("vehicle_mark", "text", normalisers.vehicle_mark, text | {"examples": ["AB12 CDE"]}),
+        ValueType("date", "date", normalisers.date, date),
+        ValueType("integer", "int8", normalisers.integer, {"type": "integer"}),
+        ValueType("number", "float8", normalisers.number, {"type": "number"}),
+        ValueType("boolean", "bool", normalisers.boolean, {"type": "boolean"}),
+        ValueType("reference", "text", normalisers.reference, text | {"maxLength": 64}),
     )
     return MappingProxyType({kind.name: kind for kind in kinds})
+
+
+def _measured(name: str, least: float, most: float, what: str) -> ValueType:
+    schema: dict[str, object] = {"type": "number", "minimum": least, "maximum": most}
+    return ValueType(name, "float8", normalisers.within(f"malformed_{name}", least, most, what), schema)
 
 
 VALUE_TYPES: Mapping[str, ValueType] = _types()

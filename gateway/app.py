@@ -19,6 +19,7 @@ from gateway.audit import Audit
 from gateway.auth import ApiKeys
 from gateway.blobs import Blobs
 from gateway.context import Context, EdgeOptions
+from gateway.examining import run_examinations
 from gateway.health import Health
 from gateway.limits import DEFAULT_RATES, RateClass
 from gateway.live import Live
@@ -52,16 +53,23 @@ async def serve(settings: Settings) -> int:
 async def _serve(assembly: Assembly, stop: asyncio.Event) -> None:
     """Start what answers before what asks; stop in the opposite order."""
     registry = CollectorRegistry()
-    async with asking(assembly, CacheMetrics(registry)) as lookups:
+    metrics = CacheMetrics(registry)
+    async with asking(assembly, metrics) as lookups:
         context = _context(assembly, registry, lookups)
         async with asyncio.TaskGroup() as background:
             running = [background.create_task(run_edge(context), name="edge")]
             running.append(background.create_task(_topic_exists(assembly), name="topic"))
-            for name, parts in lookups.silos.items():
-                running.append(background.create_task(parts.run(), name=f"silo {name}"))
+            running.append(background.create_task(lookups.run(), name="lookups"))
+            running.append(background.create_task(_examined(assembly, lookups, metrics), name="examinations"))
             await _listen(context, stop)
             for task in running:
                 task.cancel()
+
+
+async def _examined(assembly: Assembly, lookups: Asking, metrics: CacheMetrics) -> None:
+    declared = [lookup for one in assembly.integrations for lookup in one.lookups]
+    silos = {name: parts.silo for name, parts in lookups.silos.items()}
+    await run_examinations(assembly.settings, declared, lookups.groups, silos, metrics)
 
 
 async def _listen(context: Context, stop: asyncio.Event) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.console import as_json, fail, say
+from gateway.console import as_json, fail
 from gateway.settings import InvalidSettings, Settings, read_settings
 
 main = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -59,7 +59,7 @@ def load(
     json: Json = False,
 ) -> None:
     """Read a silo's source into its replica: one transaction, rejects with their reasons."""
-    from gateway.loading import load_silo
+    from gateway.commands.loading import load_silo
 
     raise typer.Exit(
         asyncio.run(load_silo(_settings(), name, dry_run=dry_run, allow_deletions=allow_deletions, json=json))
@@ -73,25 +73,22 @@ def check(
     ),
     *,
     silos: Annotated[Path, typer.Option(help="The folder of silo folders.")] = Path("deploy/silos"),
+    database: Annotated[
+        bool,
+        typer.Option("--database", help="Also try every lookup on the silos: plan, tags, plain and batched answers."),
+    ] = False,
     json: Json = False,
 ) -> None:
     """Read integration and silo folders; name file, line and field of each mistake."""
-    from gateway.integrations import read_folders
+    from gateway.commands.check import check_folders
 
-    found = read_folders(path, silos)
-    if json:
-        as_json({"integrations": found.names, "silos": sorted(found.silos), "problems": found.as_rows()})
-    else:
-        for problem in found.problems:
-            say(str(problem))
-        say(found.summary())
-    raise typer.Exit(1 if found.problems else 0)
+    raise typer.Exit(asyncio.run(check_folders(path, silos, _settings() if database else None, json=json)))
 
 
 @main.command()
 def doctor(*, json: Json = False) -> None:
     """Connect to each dependency; say its version, its lag and what is wrong."""
-    from gateway.doctor import examine
+    from gateway.commands.doctor import examine
 
     raise typer.Exit(asyncio.run(examine(_settings(), json=json)))
 
@@ -131,7 +128,7 @@ def keys_add(
     json: Json = False,
 ) -> None:
     """Make an API key. It is shown once; only its hash is kept."""
-    from gateway.keys import add
+    from gateway.commands.keys import add
 
     raise typer.Exit(asyncio.run(add(_settings(), name, scope, json=json)))
 
@@ -139,7 +136,7 @@ def keys_add(
 @keys_app.command("list")
 def keys_list(*, json: Json = False) -> None:
     """List the API keys, without their secrets."""
-    from gateway.keys import show
+    from gateway.commands.keys import show
 
     raise typer.Exit(asyncio.run(show(_settings(), json=json)))
 
@@ -147,7 +144,7 @@ def keys_list(*, json: Json = False) -> None:
 @keys_app.command("revoke")
 def keys_revoke(key_id: Annotated[str, typer.Argument(help="The id that `keys list` shows.")]) -> None:
     """Revoke an API key; every gateway refuses it within five seconds."""
-    from gateway.keys import revoke
+    from gateway.commands.keys import revoke
 
     raise typer.Exit(asyncio.run(revoke(_settings(), key_id)))
 

@@ -21,6 +21,7 @@ from streams.flow import Flow
 from streams.flow_check import check_flow
 from streams.recipients.declaration import RecipientDeclaration, read_recipient
 from streams.silos.declaration import SiloDeclaration
+from streams.silos.names import CANARY
 from streams.silos.values import ValueTypes
 
 # The sinks that this release can wire (gateway/worker.py).
@@ -79,6 +80,7 @@ def tagger_of(silo: SiloDeclaration, key: bytes, key_id: str) -> Tagger:
         table: tuple(Index(one.name, one.columns, one.kind, one.types) for one in indexes)
         for table, indexes in silo.indexes().items()
     }
+    tables[CANARY] = ()
     return Tagger(silo.silo, tables, key, key_id)
 
 

@@ -39,6 +39,8 @@ class RateClass:
 
 DEFAULT_RATES: dict[str, RateClass] = {
     "lookup": RateClass(per_second=5000, burst=10_000),
+    # for a lookup by which somebody could find out what there is, one value after the other
+    "strict": RateClass(per_second=10, burst=30),
     "read": RateClass(per_second=200, burst=400),
     "write": RateClass(per_second=100, burst=200),
     "upload": RateClass(per_second=20, burst=40),
@@ -81,10 +83,15 @@ class Gate:
             # read when scraped: nothing is spent on it while requests come
             gauge.set_function(lambda: self.inside)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `pass_through` would refuse now."""
+        return self.inside >= self._limit
+
     @contextmanager
     def pass_through(self) -> Iterator[None]:
         """Raises Problem `overloaded` when the limit is reached."""
-        if self.inside >= self._limit:
+        if self.is_full:
             self._shed.inc()
             raise Problem("overloaded", "Too many requests at once. Try again shortly.", headers={"Retry-After": "1"})
         self.inside += 1

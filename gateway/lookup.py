@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from datetime import UTC
+from datetime import UTC, date
 from typing import Any
 
 import orjson
 from multidict import MultiMapping
 
+from cache import grid
 from cache.answer import Answer, AsOf
+from cache.normalisers import london_today
 from cache.values import Malformed
 from gateway.context import Asker
-from gateway.declarations import LookupDeclaration
+from gateway.declarations import TODAY, LookupDeclaration, ParameterDeclaration
 from gateway.limits import shown_name
 from gateway.problems import Problem, malformed
 
@@ -34,11 +36,20 @@ _PERSONAL_CACHE_CONTROL = "private, no-store"
 class Lookup:
     """One question. `digest` is the HMAC under which a personal question appears in the audit log."""
 
-    def __init__(self, declaration: LookupDeclaration, asker: Asker, digest: Callable[..., bytes]) -> None:
+    def __init__(
+        self,
+        declaration: LookupDeclaration,
+        asker: Asker,
+        digest: Callable[..., bytes],
+        *,
+        today: Callable[[], date] = london_today,
+    ) -> None:
         self.declaration = declaration
         self.name = declaration.name
         self.personal = declaration.personal
         self.scope = declaration.scope
+        self.rate = declaration.rate
+        self._today = today
         self._asker = asker
         self._digest = digest
         self._cache_control = _PERSONAL_CACHE_CONTROL if declaration.personal else declaration.cache_control
@@ -46,7 +57,7 @@ class Lookup:
         self._opening = b'{"lookup":' + orjson.dumps(declaration.name) + b',"verdict":"'
 
     def parameters_of(self, given: Mapping[str, object]) -> dict[str, Any]:
-        """The parameters, normalised; raises Problem naming the first that is missing, malformed or unknown."""
+        """The SQL's parameters, normalised; raises Problem naming the first that is missing, malformed or unknown."""
         declared = self.declaration.parameters
         for name in given:
             if name not in declared:
@@ -57,14 +68,30 @@ class Lookup:
         for name, parameter in declared.items():
             value = given.get(name)
             if value is None or value == "":
-                if parameter.required:
-                    raise Problem("missing_parameter", f"The parameter {name} is required.", field=name)
-                value = parameter.default
+                value = self._default(name, parameter)
             try:
                 normalised[name] = None if value is None else parameter.type.normalise(value)
             except Malformed as error:
                 raise malformed(error, name) from None
-        return normalised
+        return self._on_the_grid(normalised) if self.declaration.grid is not None else normalised
+
+    def _default(self, name: str, parameter: ParameterDeclaration) -> object:
+        if parameter.required:
+            raise Problem("missing_parameter", f"The parameter {name} is required.", field=name)
+        if parameter.default == TODAY and parameter.type.name == "date":
+            # Asked anew each time: at midnight in London the question becomes another one, with an answer of its own.
+            return self._today()
+        return parameter.default
+
+    def _on_the_grid(self, normalised: dict[str, Any]) -> dict[str, Any]:
+        named = self.declaration.grid
+        if named is None:
+            return normalised
+        try:
+            easting, northing = grid.easting_northing(normalised.pop(named.latitude), normalised.pop(named.longitude))
+        except Malformed as error:
+            raise malformed(error, named.latitude if error.code == "malformed_latitude" else named.longitude) from None
+        return {named.easting: easting, named.northing: northing, **normalised}
 
     def parameters_of_query(self, query: MultiMapping[str]) -> dict[str, Any]:
         """The same from a query string, where a name may be given only once."""
@@ -96,22 +123,15 @@ class Lookup:
 
     def body(self, answer: Answer) -> bytes:
         """The answer's JSON around the stored result bytes, which are not parsed."""
-        if answer.as_of != self._shown_as_of[0]:
-            # the same for all answers between two changes of the silo
+        return b"".join((self.opening(answer), answer.results, b"}"))
+
+    def opening(self, answer: Answer) -> bytes:
+        """What stands before the results: the same for all answers of one verdict between two changes of the silo."""
+        if answer.as_of is not self._shown_as_of[0]:
             self._shown_as_of = answer.as_of, _as_of(answer.as_of)
         reason = b"" if answer.reason is None else b',"reason":' + orjson.dumps(answer.reason)
-        parts = (
-            self._opening,
-            answer.verdict.encode(),
-            b'"',
-            reason,
-            b',"as_of":',
-            self._shown_as_of[1],
-            b',"results":',
-            answer.results,
-            b"}",
-        )
-        return b"".join(parts)
+        shown = self._shown_as_of[1]
+        return b"".join((self._opening, answer.verdict.encode(), b'"', reason, b',"as_of":', shown, b',"results":'))
 
     def headers(self, answer: Answer) -> dict[str, str]:
         """The answer's headers but for the ETag, which only a GET of a public lookup has."""

@@ -209,6 +209,7 @@ def _lookup_operation(route: Route, lookup: LookupDeclaration) -> dict[str, Any]
     operation["operationId"] = "ask" + _pascal(lookup.name)
     operation["summary"] = lookup.title
     operation["x-policy"] = lookup.scope
+    operation["x-rate-class"] = lookup.rate
     columns = {"type": "object", "properties": {name: {} for name in lookup.definition.columns}}
     content = operation["responses"]["200"]["content"][route.media_type]
     content["schema"] = {

@@ -1,8 +1,11 @@
-"""What is answered to bytes that are no HTTP request: a problem document like any other, which repeats none of them.
+"""Connections: what aiohttp's own do is changed here in two ways, and nowhere else.
 
-aiohttp answers them before an application is asked: as text that quotes the bytes, with its own name and version. Up to
-3.14 it has no public way to choose the protocol class, so the private pieces that this takes are here and nowhere else:
-`AppRunner._make_server`, and `_kwargs` and `_loop` of its Server.
+What is no HTTP request is answered with a problem document like any other, which repeats none of its bytes. aiohttp
+answers it before an application is asked: as text that quotes the bytes, with its own name and version.
+
+What `gateway.direct` can answer is answered where it was parsed, before a task is woken for it.
+
+Up to 3.14 aiohttp has no public way to either, so this file uses private pieces of its Server and its RequestHandler.
 """
 
 from __future__ import annotations
@@ -13,37 +16,174 @@ from uuid import uuid4
 
 import structlog
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http import HttpRequestParser
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gateway.middleware.observe import CORRELATION
+from gateway.direct import DIRECT, Direct, InHand
 from gateway.problems import Problem, as_problem
+from gateway.serving import CORRELATION
 
 log = structlog.get_logger("gateway.protocol")
 
 
+# What the short way needs of aiohttp's own connection. Where one of them is missing, every request goes the long way.
+_NEEDED = ("_messages", "_waiter", "_request_handler", "_request_in_progress", "_handler_waiter", "_close")
+HAS_SHORT_WAY = (
+    set(_NEEDED) <= set(RequestHandler.__slots__)
+    and hasattr(HttpRequestParser, "message_consumed")
+    and hasattr(RequestHandler, "_resume_reading_if_drained")
+)
+# A client that takes nothing of its answer for so long is cut off: what it was sent stays in memory.
+_STALLED_S = 30.0
+
+
 class Runner(web.AppRunner):
-    """An AppRunner whose connections refuse as the application does."""
+    """An AppRunner whose connections refuse as the application does, and know its short way."""
 
     __slots__ = ()
 
     async def _make_server(self) -> web.Server:
         plain = await super()._make_server()
-        return _Server(
+        server = _Server(
             plain.request_handler,
             request_factory=plain.request_factory,
             handler_cancellation=plain.handler_cancellation,
             loop=asyncio.get_running_loop(),
             **plain._kwargs,  # noqa: SLF001 - said above
         )
+        server.direct = self.app.get(DIRECT) if HAS_SHORT_WAY else None
+        return server
 
 
 class _Server(web.Server):
+    direct: Direct | None = None
+
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
 
 class _Connection(RequestHandler):
-    __slots__ = ()
+    """One connection. While the handler task waits for a request, `_go_on` may answer it in its place.
+
+    Requests stay in `_messages` until they are answered or the task takes them, so their order is that of aiohttp, and
+    so are its limits. Only one of both works at a time: the task sleeps as long as its waiter has no result.
+    """
+
+    __slots__ = ("_direct", "_going_on", "_in_hand", "_stalled")
+
+    def __init__(self, manager: _Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
+        super().__init__(manager, loop=loop, **options)
+        self._direct = manager.direct
+        self._in_hand: InHand | None = None
+        self._going_on = False
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def data_received(self, data: bytes) -> None:
+        waiter = self._waiter
+        if self._direct is None or waiter is None or waiter.done():
+            super().data_received(data)
+            return
+        # Parsed and queued by aiohttp as ever, but for waking the task.
+        self._waiter = None
+        try:
+            super().data_received(data)
+        finally:
+            self._waiter = waiter
+        if self._messages and self._in_hand is None and not self._going_on:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Answer what is there and can be; wake the task for what cannot."""
+        self._going_on = True
+        try:
+            while self._messages and self._direct is not None:
+                message, payload = self._messages[0]
+                if self._paused or payload is not EMPTY_PAYLOAD or isinstance(message, _ErrInfo):
+                    break
+                begun = self._direct.begin(message, self._told)
+                if begun is None:
+                    break
+                if not isinstance(begun, bytes):
+                    self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+                    self._in_hand = begun
+                    self._request_in_progress = True
+                    return
+                self._send(begun)
+        finally:
+            self._going_on = False
+        if self._messages and self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _send(self, wire: bytes) -> None:
+        """The answer to the first message, which is thereby dealt with."""
+        self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._manager is not None:
+            self._manager.requests_count += 1
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(wire)
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _told(self, wire: bytes | None) -> None:
+        """What was in hand has its answer, or else the task has to find it."""
+        in_hand, waiter = self._in_hand, self._waiter
+        if in_hand is None:
+            return
+        if wire is None and self.transport is not None and waiter is not None and not waiter.done():
+            self._request_handler = self._finish
+            waiter.set_result(None)
+            return
+        self._in_hand = None
+        if wire is None:
+            in_hand.drop()
+        elif self.transport is not None:
+            self._send(wire)
+        self._request_in_progress = False
+        if self._handler_waiter is not None and not self._handler_waiter.done():
+            self._handler_waiter.set_result(None)
+        if self._close:
+            self.close()
+        elif self.transport is not None and self._messages:
+            self._go_on()
+
+    async def _finish(self, _request: web.BaseRequest) -> web.StreamResponse:
+        """Handles the one request that was in hand."""
+        in_hand, self._in_hand = self._in_hand, None
+        if self._manager is not None:
+            self._request_handler = self._manager.request_handler
+        if in_hand is None:
+            raise ConnectionError("nothing was in hand")
+        return await in_hand.finish()
+
+    def close(self) -> None:
+        if self._in_hand is None:
+            super().close()
+        else:
+            # the task may still be needed for what is in hand
+            self._close = True
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._watch_reader(is_stalled=False)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_reader(is_stalled=True)
+
+    def resume_writing(self) -> None:
+        self._watch_reader(is_stalled=False)
+        super().resume_writing()
+
+    def _watch_reader(self, *, is_stalled: bool) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
+        if is_stalled and self.transport is not None:
+            self._stalled = self._loop.call_later(_STALLED_S, self.transport.abort)
 
     def handle_error(
         self,

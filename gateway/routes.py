@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.api import attachments, cases, live, lookups, operations
+from gateway.api import attachments, cases, live, lookup_batch, lookups, operations
 from gateway.images import MEDIA_TYPES
 from gateway.lookup import MIN_AS_OF
 from gateway.route import Example, Handler, Policy, Route
@@ -70,6 +70,19 @@ ROUTES: tuple[Route, ...] = (
         problems=(*_OF_LOOKUP, *_OF_BODY, "audit_unavailable"),
         request="LookupQuestion",
         headers=(_MIN_AS_OF,),
+    ),
+    Route(
+        "POST",
+        "/v1/lookups:batch",
+        lookup_batch.post_lookup_batch,
+        operation_id="postLookupBatch",
+        summary=f"Ask up to {lookup_batch.MOST_LOOKUPS} lookups together",
+        tag="Lookups",
+        policy=Policy("key", reason="each question in it needs the scope of the lookup that it asks"),
+        rate_class="lookup",
+        success=(200, "LookupBatchAnswer"),
+        problems=(*_OF_BODY, "invalid_document", "deadline_exceeded"),
+        request="LookupBatch",
     ),
     Route(
         "POST",

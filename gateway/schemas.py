@@ -44,6 +44,14 @@ _ENVELOPE = {
     ),
 }
 
+_REFUSED = _object(
+    {
+        "status": {"type": "integer", "minimum": 400, "maximum": 599},
+        "problem": {"$ref": "#/components/schemas/Problem"},
+    },
+    description="`field` points into the request, such as `/lookups/1/parameters/postcode`.",
+)
+
 SCHEMAS: dict[str, dict[str, Any]] = {
     "Problem": _object(
         {
@@ -85,6 +93,51 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "reason",
     ),
     "LookupQuestion": {"type": "object", "description": "The lookup's parameters by name."},
+    "LookupBatch": _object(
+        {
+            "lookups": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": 20,
+                "items": _object(
+                    {
+                        "lookup": {"type": "string", "description": "The lookup's name."},
+                        "parameters": {"type": "object", "description": "The lookup's parameters by name."},
+                        "min_as_of": {
+                            "type": ["string", "array"],
+                            "items": _TEXT,
+                            "description": "As `Silogate-Min-As-Of`: a token, or one a silo.",
+                        },
+                    },
+                    "parameters",
+                    "min_as_of",
+                    additionalProperties=False,
+                ),
+            }
+        },
+        additionalProperties=False,
+        description="Personal lookups may be among them; each leaves its own audit row and needs its own scope.",
+    ),
+    "LookupBatchAnswer": _object(
+        {
+            "answers": {
+                "type": "array",
+                "description": "In the order of the questions. A refused question takes nothing from the others.",
+                "items": {"oneOf": [{"$ref": "#/components/schemas/LookupBatchFound"}, _REFUSED]},
+            }
+        }
+    ),
+    "LookupBatchFound": _object(
+        {
+            "status": {"const": 200},
+            "age": {"type": "integer", "minimum": 0, "description": "As the header `Age`."},
+            "staleness_bound_ms": {
+                "type": ["integer", "null"],
+                "description": "As `Silogate-Staleness-Bound-Ms`; null where only a replica's word is known.",
+            },
+            "answer": {"$ref": "#/components/schemas/LookupAnswer"},
+        }
+    ),
     "CaseReceipt": _object({"id": _UUID, "reference": _TEXT, "version": _VERSION, "status": _TEXT}),
     "CasePatch": {"type": "object", "description": "A JSON merge patch (RFC 7396) of the case's document."},
     "Note": _object({"text": {"type": "string", "minLength": 1}}, additionalProperties=False),
@@ -101,6 +154,12 @@ SCHEMAS: dict[str, dict[str, Any]] = {
 
 _ADDRESS = {"uprn": 900001, "address": "1 Crabtree Lane, Lancing, BN15 9JB", "postcode": "BN15 9JB"}
 _EVENT = '{"version":1,"type":"case.created","at":"2026-11-22T18:05:09Z","status":"open","changed":["category"]}'
+_ANSWER = {
+    "lookup": "addresses-by-postcode",
+    "verdict": "found",
+    "as_of": {"token": "addresses:5f0c91aa:118", "time": "2026-11-22T18:05:09.123Z"},
+    "results": [_ADDRESS],
+}
 EXAMPLES: dict[str, Any] = {
     "LookupList": {
         "lookups": [
@@ -113,12 +172,14 @@ EXAMPLES: dict[str, Any] = {
             }
         ]
     },
-    "LookupAnswer": {
-        "lookup": "addresses-by-postcode",
-        "verdict": "found",
-        "as_of": {"token": "addresses:5f0c91aa:118", "time": "2026-11-22T18:05:09.123Z"},
-        "results": [_ADDRESS],
+    "LookupAnswer": _ANSWER,
+    "LookupBatch": {
+        "lookups": [
+            {"lookup": "addresses-by-postcode", "parameters": {"postcode": "BN15 9JB"}},
+            {"lookup": "asset-by-uprn", "parameters": {"uprn": "60002210"}, "min_as_of": "assets:77a0b1c2:9"},
+        ]
     },
+    "LookupBatchAnswer": {"answers": [{"status": 200, "age": 0, "staleness_bound_ms": 412, "answer": _ANSWER}]},
     "LookupQuestion": {"postcode": "BN15 9JB"},
     "CaseReceipt": {"id": _CASE, "reference": "RAP-7KQ2-93XD", "version": 1, "status": "open"},
     "CasePatch": {"status": "in_progress"},

@@ -12,15 +12,15 @@ from prometheus_client import CollectorRegistry
 from gateway import docs_page, openapi
 from gateway.api.operations import DOCS, HEALTH, OPENAPI, REGISTRY
 from gateway.context import CONTEXT, Context
+from gateway.direct import DIRECT, Direct
 from gateway.exchange import EXCHANGE
 from gateway.health import Health
 from gateway.limits import Buckets, defer_continue
 from gateway.lookup import Lookup
 from gateway.middleware import MIDDLEWARE
-from gateway.middleware.observe import CORRELATION
 from gateway.route import Route
 from gateway.routes import ADMIN_ROUTES, HEALTH_ROUTES, ROUTES
-from gateway.serving import BUCKETS, IN_FLIGHT, LOOKUPS, ROUTE_OF, InFlight
+from gateway.serving import BUCKETS, IN_FLIGHT, LOOKUPS, ROUTE_OF, InFlight, stamp
 
 
 class Incomplete(Exception):
@@ -36,6 +36,7 @@ def build_public_app(context: Context) -> web.Application:
     app[ROUTE_OF] = routes
     app[IN_FLIGHT] = InFlight(context)
     app[BUCKETS] = Buckets(context.options.rates)
+    app[DIRECT] = Direct(app)
     for route in ROUTES:
         app.router.add_route(route.method, route.path, route.handler, expect_handler=defer_continue)
     app.on_response_prepare.append(_stamp)
@@ -91,13 +92,7 @@ def _lookup(context: Context, name: str) -> Lookup:
 
 
 async def _stamp(request: web.Request, response: web.StreamResponse) -> None:
-    """Headers of every answer: nothing is stored or sniffed unless the handler says otherwise."""
-    headers = response.headers
-    headers.setdefault("Cache-Control", "no-store")
-    headers.setdefault("X-Content-Type-Options", "nosniff")
-    headers["Server"] = "silogate"
-    if EXCHANGE in request:
-        headers[CORRELATION] = request[EXCHANGE].correlation_id
+    stamp(response.headers, request[EXCHANGE].correlation_id if EXCHANGE in request else None)
 
 
 async def _end_streams(app: web.Application) -> None:

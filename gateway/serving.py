@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
+
 from aiohttp import web
 
 from gateway.context import Context
 from gateway.limits import Buckets, Gate
 from gateway.lookup import Lookup
 from gateway.route import Route
+
+CORRELATION = "Silogate-Correlation-Id"
 
 
 class InFlight:
@@ -32,10 +36,21 @@ class InFlight:
         """Requests and uploads that are not answered yet; streams end by themselves when the process drains."""
         return self._requests.inside + self._others["upload"].inside
 
-    def is_sampled(self) -> bool:
-        """True for every n-th answer."""
+    def is_logged(self, route: Route | None, status: int) -> bool:
+        """Whether a request leaves a line: every refusal and fault, every other route's, and each n-th lookup's."""
+        if status >= 400 or route is None or route.rate_class != "lookup":
+            return True
         self._answers += 1
         return self._answers % self._every == 0
+
+
+def stamp(headers: MutableMapping[str, str], correlation_id: str | None) -> None:
+    """Headers of every answer: nothing is stored or sniffed unless the handler says otherwise."""
+    headers.setdefault("Cache-Control", "no-store")
+    headers.setdefault("X-Content-Type-Options", "nosniff")
+    headers["Server"] = "silogate"
+    if correlation_id is not None:
+        headers[CORRELATION] = correlation_id
 
 
 ROUTE_OF = web.AppKey("route_of", dict[object, Route])

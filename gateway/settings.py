@@ -109,6 +109,10 @@ class Settings(BaseModel):
     max_in_flight: Annotated[int, Field(ge=1)] = Field(default=1000, description="requests at once; more are shed")
     json_body_cap: Size = Field(default=256 * 1024, description="largest JSON body")
     attachment_cap: Size = Field(default=8 * 1024**2, description="largest attachment")
+    canary_every: Duration = Field(
+        default=10.0,
+        description="how often a worker changes each silo's canary row, which the sentinel reads; 0s: never",
+    )
     effect_lease: Duration = Field(default=60.0, description="how long a worker may hold an effect")
     park_after: Annotated[int, Field(ge=1)] = Field(default=8, description="attempts before a case is parked")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: console on a terminal")

@@ -39,6 +39,7 @@ from streams.recipients.database import RecipientDatabase
 from streams.recipients.metrics import RecipientMetrics
 from streams.recipients.poller import Poller
 from streams.recipients.postgres import PostgresRecipient
+from streams.silos.canary import Canary
 from streams.sinks.notifications.message import BadAddress
 from streams.sinks.notifications.smtp import BadServer, MailServer, SmtpSink
 from streams.sinks.notifications.templates import MailTemplate
@@ -85,6 +86,8 @@ class _Worker:
                 for integration in self._assembly.integrations:
                     self._start_integration(integration, stack, tasks)
                 tasks.create_task(self._ledger().run(self._stop))
+                if self._settings.canary_every:
+                    tasks.create_task(self._canary().run(self._stop))
                 self._health.start()
                 _log.info("work.ready", port=self._settings.worker_port)
                 await self._stop.wait()
@@ -149,6 +152,10 @@ class _Worker:
         return ConsumerLimits(
             sessions=sessions, drain_s=self._settings.shutdown_grace, retry=Retry(attempts=self._settings.park_after)
         )
+
+    def _canary(self) -> Canary:
+        assembly = self._assembly
+        return Canary(assembly.pool, assembly.taggers, self._streams, every_s=self._settings.canary_every)
 
     def _relay(self) -> Relay:
         bootstrap = self._settings.kafka_bootstrap

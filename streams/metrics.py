@@ -53,6 +53,12 @@ _REBUILDS = Metric(
 )
 _UP = Metric("silogate_consumer_up", "gauge", ("group",), "1 while the consumer runs, 0 once it has stopped.")
 _PARKED = Metric("silogate_parked_cases", "gauge", ("group",), "Cases that wait for a person at this group.")
+_CANARY = Metric(
+    "silogate_canary_beats_total",
+    "counter",
+    ("silo", "outcome"),
+    "Turns of a silo's canary row: beaten, early (another worker did), busy (a load runs), unloaded, failed.",
+)
 
 CATALOGUE: tuple[Metric, ...] = (
     _PUBLISHED,
@@ -72,6 +78,7 @@ CATALOGUE: tuple[Metric, ...] = (
     _REBUILDS,
     _UP,
     _PARKED,
+    _CANARY,
 )
 
 
@@ -96,6 +103,7 @@ class StreamMetrics:
         self.rebuilds = _counter(_REBUILDS, registry)
         self.up = _gauge(_UP, registry)
         self.parked_cases = _gauge(_PARKED, registry)
+        self.canary_beats = _counter(_CANARY, registry)
 
 
 def _counter(metric: Metric, registry: CollectorRegistry) -> Counter:

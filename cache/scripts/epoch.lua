@@ -17,6 +17,11 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZADD', KEYS[6], string.format('%.0f', now), ARGV[2])
+-- The epoch that ends here may have been stored under until now, so its name is kept for as long from now on.
+local ended = state and string.match(state, '^%S+')
+if ended then
+  redis.call('ZADD', KEYS[6], string.format('%.0f', now), ended)
+end
 redis.call('ZREMRANGEBYSCORE', KEYS[6], '-inf', string.format('%.0f', now - tonumber(ARGV[8])))
 
 redis.call('UNLINK', KEYS[2], KEYS[4])

@@ -17,7 +17,7 @@ from gateway.serving import LOOKUPS
 
 JSON = "application/json"
 # Kept back from the deadline, so that an answer found at the last moment still goes out.
-_TO_SEND_S = 0.05
+TO_SEND_S = 0.05
 
 
 async def list_lookups(request: web.Request) -> web.Response:
@@ -47,9 +47,14 @@ async def get_lookup(request: web.Request) -> web.Response:
         detail = "Ask by POST with the parameters in the body: personal values never stand in an address."
         raise Problem("personal_lookup", detail, field="name", headers={"Allow": "POST"})
     answer = await _ask(request, lookup, lookup.parameters_of_query(request.query))
+    return answered(lookup, answer, request.headers.get(hdrs.IF_NONE_MATCH))
+
+
+def answered(lookup: Lookup, answer: Answer, if_none_match: str | None) -> web.Response:
+    """The response to a GET of a public lookup."""
     headers = lookup.headers(answer)
     headers["ETag"] = answer.etag
-    if matches(request.headers.get(hdrs.IF_NONE_MATCH), answer.etag):
+    if matches(if_none_match, answer.etag):
         return web.Response(status=304, headers=headers)
     return web.Response(body=lookup.body(answer), headers=headers, content_type=JSON)
 
@@ -69,9 +74,10 @@ async def post_lookup(request: web.Request) -> web.Response:
 
 async def _ask(request: web.Request, lookup: Lookup, parameters: dict[str, object]) -> Answer:
     min_as_of = lookup.min_as_of(request.headers.get(MIN_AS_OF))
-    return await lookup.ask(parameters, timeout_s=_time_left(request[EXCHANGE]), min_as_of=min_as_of)
+    return await lookup.ask(parameters, timeout_s=time_left(request[EXCHANGE]), min_as_of=min_as_of)
 
 
-def _time_left(exchange: Exchange) -> float:
+def time_left(exchange: Exchange) -> float:
+    """How long a lookup may take, in seconds, so that its answer still goes out before the request's deadline."""
     now = asyncio.get_running_loop().time()
-    return max(0.001, (exchange.deadline or now) - now - _TO_SEND_S)
+    return max(0.001, (exchange.deadline or now) - now - TO_SEND_S)

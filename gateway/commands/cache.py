@@ -21,13 +21,14 @@ from cache.definition import IndexTag, quoted
 from cache.loader import SiloUnavailable
 from cache.metrics import CacheMetrics
 from cache.state import State
-from cache.values import Malformed
 from gateway.asking import Asking, asking
 from gateway.assembly import Assembly
 from gateway.commands.lookups import lookups_of, the_lookup
 from gateway.commands.opening import opened
 from gateway.console import as_json, fail, people, say, shown_seconds
 from gateway.declarations import LookupDeclaration
+from gateway.lookup import Lookup
+from gateway.problems import Problem
 from gateway.settings import Settings
 from streams.outages import DATABASE_ERRORS
 
@@ -161,9 +162,10 @@ async def warm(settings: Settings, name: str, *, keys: Path | None, limit: int, 
             fail(f"{name} is asked of the gateway's own cases and never kept: there is nothing to warm", code=2)
         if declared.personal:
             fail(f"{name} is personal: each question leaves an audit row, so it is asked only for a person", code=2)
-        asked = list(islice(_from_file(declared, keys), limit)) if keys else await _of_silo(assembly, declared, limit)
         metrics = CacheMetrics(CollectorRegistry())
         async with asking(assembly, metrics) as lookups:
+            lookup = Lookup(declared, lookups.groups[name], assembly.ring.hmac)
+            asked = list(islice(_from_file(lookup, keys), limit)) if keys else await _of_silo(assembly, lookup, limit)
             counted = await _ask_all(assembly, lookups, declared, asked, metrics, shown=not json)
     if json:
         as_json({"lookup": name, "asked": len(asked), **counted})
@@ -218,8 +220,9 @@ async def _offered(metrics: CacheMetrics, misses: int) -> None:
         await asyncio.sleep(0.02)
 
 
-async def _of_silo(assembly: Assembly, declared: LookupDeclaration, limit: int) -> list[dict[str, object]]:
+async def _of_silo(assembly: Assembly, lookup: Lookup, limit: int) -> list[dict[str, object]]:
     """Every value of the one index that the lookup asks by."""
+    declared = lookup.declaration
     definition = declared.definition
     rules = [(table, rule) for table, rule in definition.tags.items() if isinstance(rule, IndexTag)]
     for table, rule in rules:
@@ -235,36 +238,26 @@ async def _of_silo(assembly: Assembly, declared: LookupDeclaration, limit: int) 
     found = []
     for row in rows:
         try:
-            found.append(_normalised(declared, dict(zip(rule.parameters, row.values(), strict=True))))
-        except (Malformed, ValueError):
+            found.append(lookup.parameters_of(dict(zip(rule.parameters, row.values(), strict=True))))
+        except Problem:
             continue  # a row that no question can name
     return found
 
 
-def _from_file(declared: LookupDeclaration, path: Path) -> Iterator[dict[str, object]]:
+def _from_file(lookup: Lookup, path: Path) -> Iterator[dict[str, object]]:
     """One question a line: a JSON object, or the bare value where there is one parameter."""
-    names = list(declared.parameters)
+    names = list(lookup.declaration.parameters)
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         text = line.strip()
         if not text:
             continue
         try:
             given: Any = orjson.loads(text) if text.startswith("{") else {names[0]: text}
-            yield _normalised(declared, given)
-        except (orjson.JSONDecodeError, Malformed, ValueError) as error:
-            fail(f"{path}:{number}: {error}", code=2)
-
-
-def _normalised(declared: LookupDeclaration, given: dict[str, object]) -> dict[str, object]:
-    if unknown := given.keys() - declared.parameters.keys():
-        raise ValueError(f"{min(unknown)} is not a parameter of {declared.name}")
-    found: dict[str, object] = {}
-    for name, parameter in declared.parameters.items():
-        value = given.get(name, parameter.default)
-        if value is None and parameter.required:
-            raise ValueError(f"{name} is missing")
-        found[name] = None if value is None else parameter.type.normalise(value)
-    return found
+            yield lookup.parameters_of(given)
+        except orjson.JSONDecodeError:
+            fail(f"{path}:{number}: is not a JSON object", code=2)
+        except Problem as problem:
+            fail(f"{path}:{number}: {problem.field}: {problem.detail}", code=2)
 
 
 def _known(assembly: Assembly, silo: str) -> None:

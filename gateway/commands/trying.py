@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from cache.answer import Answer
 from cache.group import Group
+from cache.joined import JoinedLookup
 from cache.loader import Question, SiloUnavailable
 from cache.metrics import CacheMetrics
 from cache.store import Reading, Store
@@ -123,14 +124,15 @@ async def _run(
     except Problem as problem:
         return f"{problem.field or 'parameters'}: {problem.detail}"
     async with asyncio.TaskGroup() as background:
-        running = []
+        running = [background.create_task(lookups.cases.run())]
         parts = lookups.silos.get(declared.definition.silo)
         if parts is not None:
-            running = [background.create_task(parts.silo.run()), background.create_task(parts.store.run())]
+            running += [background.create_task(parts.silo.run()), background.create_task(parts.store.run())]
         try:
             if declared.personal:
                 await _audit(assembly, lookup.subject_of(parameters), declared.name)
-            question = group.question(parameters) if isinstance(group, Group) else None
+            silo_part = group.group if isinstance(group, JoinedLookup) else group
+            question = silo_part.question(parameters) if isinstance(silo_part, Group) else None
             redis_ms, reading = await _read(parts.store, question) if parts and question else (None, None)
             started = time.perf_counter()
             answer = await lookup.ask(parameters, timeout_s=assembly.settings.lookup_timeout, min_as_of=None)

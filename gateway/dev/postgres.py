@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -210,15 +211,26 @@ class Primary(_Postgres):
 class Replica(_Postgres):
     """A hot standby: answers reads, and follows the primary."""
 
-    name = "replica"
-
-    def __init__(self, root: Path, port: int, cluster: Cluster, primary: Primary) -> None:
+    def __init__(
+        self,
+        root: Path,
+        port: int,
+        cluster: Cluster,
+        primary: Primary | Replica,
+        *,
+        name: str = "replica",
+        through: Callable[[], int] | None = None,
+    ) -> None:
+        """`through` gives the port at which it finds its primary, where a test has put something in between."""
+        self.name = name  # first: the files of a server are named after it
         super().__init__(root, port, cluster)
         self.primary = primary
+        self._through = through
 
     def _conninfo(self) -> str:
         passfile = _quoted(self.cluster.passfile)
-        return f"host=127.0.0.1 port={self.primary.port} user={_REPLICATION_USER} passfile={passfile}"
+        port = self.primary.port if self._through is None else self._through()
+        return f"host=127.0.0.1 port={port} user={_REPLICATION_USER} passfile={passfile}"
 
     def settings(self) -> tuple[str, ...]:
         return (*super().settings(), f"primary_conninfo={self._conninfo()}")
@@ -260,6 +272,15 @@ class Replica(_Postgres):
             shutil.rmtree(self.data, ignore_errors=True)
             await self._copy_primary()
             await self.start()
+
+    async def promote(self) -> None:
+        """Make it a primary with what it has received by now: commits that it lacks are on no timeline of its own."""
+        connection = await self.cluster.connect(self.port, "postgres")
+        try:
+            if not await connection.fetchval("SELECT pg_promote(true, 30)", timeout=35):
+                raise ServerFailed(self.name, "it was not promoted within 30 s")
+        finally:
+            connection.terminate()
 
     async def replay(self, *, paused: bool) -> None:
         """Pause the replay of what the primary sends, or resume it: replica lag on demand."""

@@ -15,24 +15,26 @@ from gateway.dev.server import Server
 class Valkey(Server):
     """The Redis of the set: 512 logical databases, so that each test has one of its own."""
 
-    name = "valkey"
+    def __init__(self, root: Path, port: int, *, name: str = "valkey") -> None:
+        self.name = name  # first: the files of a server are named after it
+        super().__init__(root, port)
 
     @property
     def marker(self) -> str:
-        return str(self.root / "valkey")
+        return str(self.root / self.name)
 
     @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
     async def prepare(self) -> None:
-        (self.root / "valkey").mkdir(exist_ok=True)
+        (self.root / self.name).mkdir(exist_ok=True)
 
     def command(self) -> Command:
         return Command(
             (
                 str(_program(self.root)),
-                *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.root / "valkey")),
+                *("--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.root / self.name)),
                 *("--save", "", "--appendonly", "no", "--databases", "512"),
                 *("--maxmemory", "256mb", "--maxmemory-policy", "volatile-lru", "--set-proc-title", "no"),
             )

@@ -29,6 +29,8 @@ from streams.silos.statements import TableSql
 from streams.silos.values import Tagger, ValueTypes
 from streams.sql.migrate import LOOKUP_ROLE
 
+_LOCK_S = 2.0
+_LOCK_LOOK_S = 0.05
 _CLEAN_UP_S = 10.0
 
 
@@ -92,13 +94,23 @@ async def load(
 async def _alone(connection: asyncpg.Connection, silo: str) -> AsyncIterator[None]:
     """One load of a silo at a time, on any machine. The lock goes with the session, so a dead loader holds nothing."""
     name = f"silogate load {silo}"
-    if not await connection.fetchval("select pg_try_advisory_lock(hashtextextended($1, 0))", name):
+    if not await _locked(connection, name):
         raise AnotherApplier(f"another load of {silo} is running; wait for it to end")
     try:
         yield
     finally:
         if not connection.is_closed():
             await connection.execute("select pg_advisory_unlock(hashtextextended($1, 0))", name, timeout=_CLEAN_UP_S)
+
+
+async def _locked(connection: asyncpg.Connection, name: str) -> bool:
+    """Try for some seconds: the canary holds the lock for as long as its one row takes."""
+    deadline = asyncio.get_running_loop().time() + _LOCK_S
+    while not await connection.fetchval("select pg_try_advisory_lock(hashtextextended($1, 0))", name):
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(_LOCK_LOOK_S)
+    return True
 
 
 @asynccontextmanager

@@ -11,7 +11,8 @@ LONGEST_TABLE = 24
 LONGEST_COLUMN = 59
 
 # Tables of every silo's schema; a declared table may not take their names.
-BOOKKEEPING = ("progress", "change_log", "load", "reject")
+CANARY = "silogate_canary"
+BOOKKEEPING = ("progress", "change_log", "load", "reject", CANARY)
 
 # What a value type may be in Postgres, and what the catalogue calls it.
 POSTGRES_TYPES = {

@@ -10,7 +10,7 @@ import asyncpg
 
 from streams.silos.declaration import SiloDeclaration
 from streams.silos.errors import SchemaDrift
-from streams.silos.names import POSTGRES_TYPES, quoted
+from streams.silos.names import CANARY, POSTGRES_TYPES, quoted
 from streams.silos.statements import TableSql
 from streams.silos.values import ValueTypes
 from streams.sql.migrate import LOOKUP_ROLE
@@ -39,6 +39,14 @@ create table reject (
 );
 create index reject_by_load on reject (load_id);
 """
+# Made also in schemas that an older release made.
+_ADDED_SINCE = f"""
+create index if not exists change_log_by_time on change_log (at);
+create table if not exists {CANARY} (
+    id bigint primary key, beat bigint not null, at timestamptz not null default '-infinity'
+);
+insert into {CANARY} (id, beat) values (1, 0) on conflict do nothing;
+"""  # noqa: S608 - a constant
 _SEED = """
 with made as (
     insert into progress (epoch, seq, id, definition, source_position) values ($1, 0, $2, '', '{}') returning seq, id
@@ -89,11 +97,11 @@ def _shape(declaration: SiloDeclaration, types: ValueTypes, role: str) -> str:
         name: {
             "key": table.key,
             "columns": {column: types.postgres(rule.type) for column, rule in table.columns.items()},
-            "indexes": {index: entry.columns for index, entry in table.indexes.items()},
+            "indexes": {index: (entry.kind, entry.columns) for index, entry in table.indexes.items()},
         }
         for name, table in declaration.tables.items()
     }
-    text = json.dumps([1, role, tables], sort_keys=True)
+    text = json.dumps([2, role, tables], sort_keys=True)
     return f"silogate {hashlib.sha256(text.encode()).hexdigest()}"
 
 
@@ -106,6 +114,7 @@ async def _make(connection: asyncpg.Connection, declaration: SiloDeclaration, ty
     if not await connection.fetchval("select to_regclass('progress') is not null", timeout=_TIMEOUT_S):
         await connection.execute(_BOOKKEEPING, timeout=_TIMEOUT_S)
         await connection.execute(_SEED, secrets.token_hex(16), secrets.token_hex(16), timeout=_TIMEOUT_S)
+    await connection.execute(_ADDED_SINCE, timeout=_TIMEOUT_S)
     for name, table in declaration.tables.items():
         sql = TableSql(name, table, types)
         await _make_table(
@@ -115,8 +124,10 @@ async def _make(connection: asyncpg.Connection, declaration: SiloDeclaration, ty
             {column: POSTGRES_TYPES[types.postgres(rule.type)] for column, rule in table.columns.items()},
         )
         for index, entry in table.indexes.items():
-            if entry.columns != table.key:
-                await connection.execute(sql.create_index(index, entry.columns), timeout=_TIMEOUT_S)
+            by_beginning = entry.kind == "name"
+            if entry.columns != table.key or by_beginning:
+                made = sql.create_index(index, entry.columns, by_beginning=by_beginning)
+                await connection.execute(made, timeout=_TIMEOUT_S)
     await connection.execute(
         f"revoke all on schema {schema} from public; revoke all on all tables in schema {schema} from public; "
         f"grant usage on schema {schema} to {reader}; grant select on all tables in schema {schema} to {reader}",

@@ -40,7 +40,11 @@ class TableSql:
     def add_column(self, column: str) -> str:
         return f"alter table {self._target} add column {quoted(column)} {self._types[column]}"
 
-    def create_index(self, index: str, columns: Sequence[str]) -> str:
+    def create_index(self, index: str, columns: Sequence[str], *, by_beginning: bool = False) -> str:
+        """The statement for one declared index. One that is searched by a beginning sorts by code points."""
+        if by_beginning:
+            name, columns = f"{self.name}_by_{index}_c", [f'{quoted(column)} collate "C"' for column in columns]
+            return f"create index if not exists {quoted(name)} on {self._target} ({', '.join(columns)})"
         return f"create index if not exists {quoted(f'{self.name}_by_{index}')} on {self._target} ({_list(columns)})"
 
     def stage(self) -> str:

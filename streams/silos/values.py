@@ -26,6 +26,8 @@ class Tagger(Protocol):
 
     def row_tags(self, table: str, row: Mapping[str, object]) -> set[str]: ...
 
+    def table_tag(self, table: str) -> str: ...
+
 
 class ValueTypes:
     """The value types that a column may name: how each is read, and what it is in Postgres.

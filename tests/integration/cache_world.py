@@ -139,6 +139,7 @@ class World:
         *,
         silo_url: str | None = None,
         replica_urls: Sequence[str] = (),
+        skip_s: float = 1.0,
         **silo_options: Any,
     ) -> None:
         self.database = database
@@ -147,7 +148,7 @@ class World:
         self.tagger = Tagger(SILO, INDEXES, self.ring.hmac_key, self.ring.hmac_key_id)
         self.registry = CollectorRegistry()
         self.metrics = CacheMetrics(self.registry)
-        self.link = RedisLink(redis_url, self.metrics)
+        self.link = RedisLink(redis_url, self.metrics, skip_s=skip_s)
         self.redis = Redis.from_url(redis_url)
         self.store = self.make_store()
         options: dict[str, Any] = {"max_age_s": None, "rejects_tolerated": False} | silo_options

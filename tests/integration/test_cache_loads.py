@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from cache.definition import TableTag
-from cache.loader import AnswerTooLarge
+from cache.loader import AnswerTooLarge, Loaded, Question
 from cache.silo import SiloUnavailable
 from cache.values import VALUE_TYPES
 from gateway.dev.addresses import Database
@@ -90,8 +90,10 @@ async def test_cold_keys_that_arrive_together_share_queries(world: World) -> Non
     assert 2 <= _queries(world) <= 8
 
 
-async def test_a_poisonous_key_fails_alone(world: World) -> None:
+@pytest.mark.parametrize("batched", [True, False], ids=["in a batch", "one by one"])
+async def test_a_poisonous_key_fails_alone(world: World, *, batched: bool) -> None:
     """One value that the SQL cannot take fails its own question; the rest of its batch is answered."""
+    world.group(DIVIDING).batched = batched
     answers = await asyncio.gather(*(world.ask(DIVIDING, n) for n in range(11, 16)), return_exceptions=True)
     assert isinstance(answers[2], SiloUnavailable)
     assert "22012" in str(answers[2])
@@ -99,8 +101,72 @@ async def test_a_poisonous_key_fails_alone(world: World) -> None:
     assert world.counted("silogate_silo_poisoned_keys_total", silo="town", sqlstate="22012") == 1
 
 
-async def test_a_slow_key_fails_alone(world: World) -> None:
-    """The statement time-out ends a batch; its keys are then asked one by one, and only the slow one has no answer."""
+async def test_a_poisonous_key_among_many_costs_few_queries(world: World) -> None:
+    """A hundred keys with one that spoils them all are about twice the logarithm of that, and all others answered."""
+    answers = await asyncio.gather(*(world.ask(DIVIDING, n) for n in range(1, 101)), return_exceptions=True)
+    assert [n for n, answer in enumerate(answers, 1) if isinstance(answer, BaseException)] == [13]
+    assert _queries(world, "poisoned") + _queries(world) <= 1 + 2 * 7
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["in a batch", "one by one"])
+async def test_a_value_that_the_driver_cannot_write_fails_alone(world: World, *, batched: bool) -> None:
+    """It never reaches the server, and the connection is as good as before."""
+    group, load = world.group(BY_UPRN), world.silo.loader.load
+    group.batched = batched
+    questions = [Question(f"{n:032x}", (value,), ()) for n, value in enumerate((1, 2**70, 3))]
+    found = await asyncio.gather(*(load(group, question) for question in questions), return_exceptions=True)
+    assert [type(one) for one in found] == [Loaded, SiloUnavailable, Loaded]
+    assert world.counted("silogate_silo_server_errors_total", silo="town", server=world.silo._primary.label) == 0
+
+
+async def test_one_by_one_answers_are_the_same_and_each_says_when(world: World) -> None:
+    """While rows change, every answer of a pipeline is right for the position that it bears."""
+    apart = replace(BY_UPRN, name="apart", ttl_s=0.001, soft_ttl_s=0.001, stale_for_s=0)
+    world.group(apart).batched = False
+    changed = {n: await world.put("address", address(n, CRABTREE, "0")) for n in range(10, 30)}
+    versions = {n: [(token.seq, "0")] for n, token in changed.items()}
+
+    async def change() -> None:
+        for version in range(1, 40):
+            n = 10 + version % 20
+            versions[n].append(((await world.put("address", address(n, CRABTREE, str(version)))).seq, str(version)))
+
+    changing = asyncio.create_task(change())
+    answers = []
+    while not changing.done():
+        answers += await asyncio.gather(*(world.ask(apart, n) for n in versions))
+    await changing
+    for n, answer in zip([*versions] * (len(answers) // 20), answers, strict=True):
+        right = max((version for version in versions[n] if version[0] <= answer.as_of.seq), default=None)
+        assert right is not None
+        assert rows(answer)[0]["address"] == right[1]
+    whole = await asyncio.gather(*(world.ask(BY_UPRN, n) for n in versions))
+    assert [rows(one) for one in await asyncio.gather(*(world.ask(apart, n) for n in versions))] == [
+        rows(one) for one in whole
+    ]
+
+
+async def test_absent_keys_fill_redis_only_up_to_the_cap(database: Database, redis_url: str) -> None:
+    """Each is answered; what there is is kept as before."""
+    world = World(database, redis_url, negatives_per_s=0.001, negatives_at_once=5)
+    await world.prepare()
+    await world.put("address", address(1, CRABTREE, "One"))
+    world.start()
+    try:
+        await world.settled()
+        answers = await asyncio.gather(*(world.ask(BY_UPRN, n) for n in range(100, 150)))
+        assert {answer.verdict for answer in answers} == {"not_found"}
+        await world.counts(45, "silogate_cache_fills_total", silo="town", outcome="negative_capped")
+        await world.stored(BY_UPRN, 1)
+        assert len(await world.entries()) == 6
+        assert (await world.ask(BY_UPRN, 149)).verdict == "not_found"
+    finally:
+        await world.stop()
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["in a batch", "one by one"])
+async def test_a_slow_key_fails_alone(world: World, *, batched: bool) -> None:
+    """The statement time-out ends a batch; its keys are then asked apart, and only the slow one has no answer."""
     sleepy = lookup(
         "sleepy",
         parameters={"uprn": VALUE_TYPES["uprn"]},
@@ -108,6 +174,7 @@ async def test_a_slow_key_fails_alone(world: World) -> None:
         " and case when :uprn = 3 then pg_sleep(5) end is null and :uprn > 0",
         tags=BY_UPRN.tags,
     )
+    world.group(sleepy).batched = batched
     await world.put("address", address(2, CRABTREE, "Two"), address(3, CRABTREE, "Three"))
     await world.settled()
     answers = await asyncio.gather(*(world.ask(sleepy, n) for n in (1, 2, 3)), return_exceptions=True)
@@ -157,7 +224,7 @@ async def test_a_deadline_is_kept_for_each_caller(world: World) -> None:
 
 
 async def test_a_replica_that_keeps_failing_is_left_out_and_taken_back(database: Database, redis_url: str) -> None:
-    """After five errors in a row it gets no questions, until it answers again; the last one is never left out."""
+    """After three errors in a row it is asked last, until it answers again; the last one is never ejected."""
     gates = [Gate(database.url), Gate(database.url)]
     for gate in gates:
         await gate.open()

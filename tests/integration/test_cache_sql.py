@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from cache.definition import LookupDefinition, TableTag, compile_single, compile_sql
+from cache.definition import LookupDefinition, TableTag, compile_many, compile_sql
 from cache.values import VALUE_TYPES
 from gateway.dev.addresses import Database
 from tests.integration.cache_world import World, address, lookup
@@ -125,6 +125,7 @@ async def test_parameters_of_every_type_arrive_as_what_they_are(town: asyncpg.Co
         "postcode": "bn15 9jb", "uprn": "000060001449", "usrn": "123", "easting": 518072, "northing": "103649.5",
         "metres": 10, "text": "it's", "name": "Émile  Zola", "nino": "qq123456c", "date": "31/1/1980",
         "integer": -1, "number": "1e3", "boolean": "yes", "reference": "rap-7kq2-93xd",
+        "latitude": "50.83", "longitude": -0.32, "prefix": " Cra", "vehicle_mark": "ab12 cde",
     }  # fmt: skip
     assert examples.keys() == VALUE_TYPES.keys()
     for name, example in examples.items():
@@ -138,5 +139,5 @@ async def test_parameters_of_every_type_arrive_as_what_they_are(town: asyncpg.Co
         [row] = await town.fetch(batch, [value])
         assert len(json.loads(row["body"])) == 1
         assert kind.normalise(value) == value
-    single = await town.fetchrow(compile_single(lookup("addresses")), ELM)
-    assert json.loads(single["body"]) == [{"uprn": "3", "address": "it's :postcode"}]
+    [many] = await town.fetch(compile_many(lookup("addresses")), [ELM])
+    assert json.loads(many["body"]) == [{"uprn": "3", "address": "it's :postcode"}]

@@ -13,9 +13,10 @@ from typing import Any
 import asyncpg
 from prometheus_client import CollectorRegistry
 
-from cache.cases import UncachedLookup
+from cache.cases import CasesReader, UncachedLookup
 from cache.coherence import Invalidator
 from cache.group import Group
+from cache.joined import JoinedLookup
 from cache.link import RedisLink
 from cache.metrics import CacheMetrics
 from cache.seal import KeyRing
@@ -43,7 +44,8 @@ class _World:
         ring = KeyRing({1: os.urandom(32)}, 1)
         self.declaration = self.folders.silos["assets"]
         self.tagger: Tagger = tagger_of(self.declaration, ring.hmac_key, ring.hmac_key_id)
-        metrics = CacheMetrics(CollectorRegistry())
+        self.registry = CollectorRegistry()
+        metrics = CacheMetrics(self.registry)
         self.link = RedisLink(redis_url, metrics)
         self.store = Store("assets", self.tagger.definition, self.link, metrics)
         self.silo = Silo(
@@ -54,16 +56,17 @@ class _World:
         self.metrics, self.ring, self.files = metrics, ring, folder
         shutil.copy(_DEPLOY / "silos" / "assets" / "assets.csv", folder / "assets.csv")
 
-    def answering(self, pool: asyncpg.Pool) -> dict[str, tuple[LookupDeclaration, Asker]]:
+    def answering(self, cases: CasesReader) -> dict[str, tuple[LookupDeclaration, Asker]]:
         found: dict[str, tuple[LookupDeclaration, Asker]] = {}
         for declared in self.folders.integrations[0].lookups:
             if declared.over_cases:
-                found[declared.name] = declared, UncachedLookup(declared.definition, pool, self.metrics)
+                found[declared.name] = declared, UncachedLookup(declared.definition, cases, self.metrics)
             elif declared.definition.silo == "assets":
-                found[declared.name] = (
-                    declared,
-                    Group(declared.definition, self.silo, self.store, self.ring, self.metrics),
-                )
+                group = Group(declared.definition, self.silo, self.store, self.ring, self.metrics)
+                found[declared.name] = declared, group
+                if declared.cases is not None:
+                    joined = JoinedLookup(group, UncachedLookup(declared.cases, cases, self.metrics))
+                    found[declared.name] = declared, joined
         return found
 
     async def load(self, pool: asyncpg.Pool) -> None:
@@ -78,9 +81,11 @@ async def _served(database: Database, redis_url: str, folder: Path) -> AsyncIter
     ) as pool:
         async with pool.acquire() as connection:
             await prepare(connection, world.declaration, value_types())
-        running = [asyncio.create_task(part) for part in (world.store.run(), world.silo.run(), world.invalidator.run())]
+        cases = CasesReader(pool)
+        parts = (world.store, world.silo, world.invalidator, cases)
+        running = [asyncio.create_task(part.run()) for part in parts]
         try:
-            async with running_edge(database.url, folder, answering=world.answering(pool)) as edge:
+            async with running_edge(database.url, folder, answering=world.answering(cases)) as edge:
                 yield edge, world, pool
         finally:
             for task in running:
@@ -163,3 +168,43 @@ async def test_a_token_of_an_earlier_answer_holds_and_cases_are_seen_at_once(
         assert answer.headers["Cache-Control"] == "no-store"
         wrong = await edge.ask("GET", reported, params={"uprn": "-1"})
         assert await problem_of(wrong) == (400, "malformed_uprn", "uprn")
+
+
+async def test_a_joined_lookup_sees_the_silo_and_a_case_that_was_just_made(
+    gateway_database: Database, redis_url: str, tmp_path: Path
+) -> None:
+    """The silo's row comes out of the cache, the report that anybody made a moment ago stands before it."""
+    async with _served(gateway_database, redis_url, tmp_path) as (edge, world, pool):
+        await world.load(pool)
+        await _until_hit(edge)
+        path = "/v1/lookups/asset-with-reports"
+        before = await (await edge.ask("GET", path, params={"uprn": _UPRN})).json()
+        receipt = await edge.create()
+        answer = await edge.ask("GET", path, params={"uprn": f"000{_UPRN}"}, key="lookups")
+        after = await answer.json()
+        assert [row["kind"] for row in before["results"]] == ["asset"]
+        assert [(row["kind"], row["reference"]) for row in after["results"]] == [
+            ("report", receipt["reference"]),
+            ("asset", None),
+        ]
+        assert after["results"][1] == before["results"][0]
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert after["as_of"]["token"].startswith("assets:")
+
+
+async def test_questions_of_one_request_go_to_the_silo_together(
+    gateway_database: Database, redis_url: str, tmp_path: Path
+) -> None:
+    """Three cold keys of one lookup are one query, and a second request finds all of them in Redis."""
+    async with _served(gateway_database, redis_url, tmp_path) as (edge, world, pool):
+        await world.load(pool)
+        await _until_hit(edge)
+        uprns = [row["uprn"] for row in await pool.fetch("select uprn from silo_assets.toilet order by uprn limit 3")]
+        questions = [{"lookup": "asset-by-uprn", "parameters": {"uprn": uprn}} for uprn in uprns]
+        questions.append({"lookup": "asset-already-reported", "parameters": {"uprn": _UPRN}})
+        loads = world.registry.get_sample_value("silogate_silo_load_keys_count", {"silo": "assets"}) or 0.0
+        answer = await edge.ask("POST", "/v1/lookups:batch", json={"lookups": questions})
+        answers = (await answer.json())["answers"]
+        assert [one["answer"]["verdict"] for one in answers] == ["found", "found", "found", "not_found"]
+        assert [one["answer"]["results"][0]["uprn"] for one in answers[:3]] == [str(uprn) for uprn in uprns]
+        assert world.registry.get_sample_value("silogate_silo_load_keys_count", {"silo": "assets"}) == loads + 1

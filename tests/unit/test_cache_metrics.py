@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 from cache.metrics import CATALOGUE, CacheMetrics
 
 LABELS = {"lookup", "source", "verdict", "silo", "outcome", "reason", "kind", "sqlstate", "server", "script", "at"}
+LABELS |= {"layer", "found", "within"}
 
 
 def test_the_registry_serves_the_catalogue_and_nothing_else() -> None:

@@ -23,6 +23,13 @@ def test_the_shipped_integration_is_described_validly() -> None:
     OpenAPIV31SpecValidator(described).validate()
     for name, lookup in lookups.items():
         assert set(described["paths"][f"/v1/lookups/{name}"]) == ({"post"} if lookup.personal else {"get"})
+    position = described["paths"]["/v1/lookups/assets-near-position"]["get"]
+    assert {"latitude", "longitude", "metres"} < {item["name"] for item in position["parameters"]}
+    assert not {"easting", "northing"} & {item["name"] for item in position["parameters"]}
+    assert described["paths"]["/v1/lookups/known-details"]["post"]["x-rate-class"] == "strict"
+    assert position["x-rate-class"] == "lookup"
+    batch = described["paths"]["/v1/lookups:batch"]["post"]
+    assert batch["x-policy"] == "each question in it needs the scope of the lookup that it asks"
     assert "PublicToiletProblem" in described["components"]["schemas"]
     assert "Public toilets within some metres of a point" in render(described)
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gateway.assembly import Assembly, NotReady, assembled
+from gateway.assembly import Assembly
+from gateway.commands.opening import opened
 from gateway.console import as_json, fail, people, say
 from gateway.integrations import value_types
-from gateway.settings import InvalidSettings, Settings
-from streams.outages import DATABASE_ERRORS
+from gateway.settings import Settings
 from streams.silos import SiloError
 from streams.silos.load import LoadSummary, load
 from streams.silos.progress import LoadProgress, OnProgress, silent
@@ -21,16 +21,10 @@ from streams.silos.progress import LoadProgress, OnProgress, silent
 async def load_silo(settings: Settings, name: str, *, dry_run: bool, allow_deletions: bool, json: bool) -> int:
     """Load one silo and report; 0 when the new image stands (or would, for a dry run), else 1 with the old one."""
     try:
-        async with assembled(settings, name="silogate load", connections=2) as assembly:
+        async with opened(settings, command="load") as assembly:
             summary = await _load(assembly, name, dry_run=dry_run, allow_deletions=allow_deletions, quiet=json)
-    except NotReady as error:
-        fail(*error.problems)
-    except InvalidSettings as error:
-        fail(*error.problems, code=2)
     except SiloError as error:
         fail(f"{name}: {error}", f"{name}: nothing was changed; lookups go on with the last good image")
-    except DATABASE_ERRORS as error:
-        fail(f"{name}: the database cannot be used ({type(error).__name__}); nothing was changed")
     if json:
         as_json({"silo": name, **asdict(summary)})
     else:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.metadata import version
 from uuid import uuid4
 
@@ -13,17 +11,17 @@ from prometheus_client import CollectorRegistry
 
 from gateway.audit import Audit, AuditUnavailable
 from gateway.auth import ApiKeys, InvalidScope, UnnamedKey, key_id
+from gateway.commands.opening import said
 from gateway.console import as_json, fail, say
 from gateway.database import gateway_pool
 from gateway.settings import Settings
 from gateway.telemetry import EdgeMetrics
-from streams.outages import DATABASE_ERRORS
 
 
 async def add(settings: Settings, name: str, scopes: list[str], *, json: bool) -> int:
     """Make a key and print it; refuses an empty name and a scope that no route knows."""
     token = ""
-    with _said():
+    with said():
         async with gateway_pool(settings, size=1) as pool:
             try:
                 token = await ApiKeys(pool).add(name, scopes)
@@ -43,7 +41,7 @@ async def add(settings: Settings, name: str, scopes: list[str], *, json: bool) -
 
 async def show(settings: Settings, *, json: bool) -> int:
     """List keys without secrets."""
-    with _said():
+    with said():
         async with gateway_pool(settings, size=1) as pool:
             rows = await ApiKeys(pool).list()
     if json:
@@ -56,7 +54,7 @@ async def show(settings: Settings, *, json: bool) -> int:
 
 async def revoke(settings: Settings, key: str) -> int:
     """Revoke a key; 1 when there is no such active key."""
-    with _said():
+    with said():
         async with gateway_pool(settings, size=1) as pool:
             if not await ApiKeys(pool).revoke(key):
                 fail(f"there is no active key {key}")
@@ -82,13 +80,3 @@ async def _record(pool: asyncpg.Pool, action: str, key: str, detail: dict[str, l
         writer.cancel()
     if failure is not None:
         raise failure
-
-
-@contextmanager
-def _said() -> Iterator[None]:
-    """Say that the database cannot be used, and leave with 1."""
-    try:
-        yield
-    except DATABASE_ERRORS as error:
-        # never the driver's whole text: an address may hold a password
-        fail(f"PostgreSQL cannot be used ({type(error).__name__}); `silogate doctor` says more")

@@ -1,0 +1,114 @@
+"""A connection that carries whole batches: one write a batch, and its replies parsed in C without a stream in between.
+
+For a batch of sixty entries the client's pipeline costs more than Redis's answer to it. The client still makes the
+connection, so addresses, TLS, passwords and databases are its business alone; what is taken from it afterwards is its
+transport, which is private: `Wire.open` and `Wire._let_go` are the only places that know. Its names for the errors of a
+server are private too, and used here so that an error means the same whichever way it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
+
+import hiredis
+from redis._parsers import BaseParser
+from redis.asyncio import Connection
+from redis.exceptions import RedisError
+
+Command = tuple[str | int | float | bytes | memoryview, ...]
+
+_UNFINISHED = object()
+
+
+class Wire(asyncio.Protocol):
+    """One connection, for one batch at a time. A batch that is cancelled leaves replies behind: `close` it then."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader(replyError=BaseParser.parse_error, notEnoughData=_UNFINISHED)
+        self._replies: list[Any] = []
+        self._wanted = 0
+        self._answered: asyncio.Future[list[Any]] | None = None
+
+    @classmethod
+    async def open(cls, connection: Connection) -> Wire:
+        """Connect, log in and select the database as the client does it; raises what it raises."""
+        try:
+            await connection.connect()  # type: ignore[no-untyped-call] # the client leaves it bare
+            writer = connection._writer  # noqa: SLF001 - said above
+            if writer is None or await connection.can_read():
+                raise ConnectionError("closed, or out of step, before anything was asked")
+        except BaseException:
+            # cancelled at its deadline too
+            await connection.disconnect(nowait=True)
+            raise
+        wire = cls(connection)
+        wire._transport = cast("asyncio.Transport", writer.transport)
+        wire._transport.set_protocol(wire)
+        return wire
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the next batch may go this way."""
+        return self._transport is not None and not self._transport.is_closing() and self._answered is None
+
+    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+        """One reply a command, in order; raises RedisError for the first that is refused, and OSError."""
+        if self._transport is None:
+            raise ConnectionError("closed")
+        self._replies = []
+        self._wanted = len(commands)
+        self._answered = asyncio.get_running_loop().create_future()
+        self._transport.write(b"".join(_packed(commands)))
+        return await self._answered
+
+    def close(self) -> None:
+        """At once; replies that are still to come are dropped."""
+        if self._transport is not None:
+            self._transport.abort()
+        self._let_go()
+
+    # The transport calls these.
+
+    def data_received(self, data: bytes) -> None:
+        if self._answered is None:
+            # nobody asked: whatever it is, the next reply would be taken for another's
+            self.close()
+            return
+        try:
+            self._reader.feed(data)
+            while (reply := self._reader.gets()) is not _UNFINISHED:
+                self._replies.append(reply)
+        except hiredis.ProtocolError as error:
+            self._end(ConnectionError(type(error).__name__))
+            self.close()
+            return
+        if len(self._replies) >= self._wanted and self._answered is not None:
+            refused = next((reply for reply in self._replies if isinstance(reply, RedisError)), None)
+            self._end(refused)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._let_go()
+        self._end(ConnectionError("lost") if exc is None else exc)
+
+    def _let_go(self) -> None:
+        self._transport = None
+        # the client would otherwise say at its end that nobody closed it
+        self._connection._writer = self._connection._reader = None  # noqa: SLF001 - said above
+
+    def _end(self, error: Exception | None) -> None:
+        answered, self._answered = self._answered, None
+        if answered is None or answered.done():
+            return
+        if error is None:
+            answered.set_result(self._replies)
+        else:
+            answered.set_exception(error)
+
+
+def _packed(commands: Sequence[Command]) -> Iterable[bytes]:
+    for command in commands:
+        yield hiredis.pack_command(command)  # type: ignore[arg-type] # its stub means a tuple of one

@@ -1,0 +1,150 @@
+"""The short way when something is away, slow, too much or over: each request is answered once, none stays behind."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import gateway.protocol
+from gateway.context import EdgeOptions
+from gateway.dev.addresses import Database
+from gateway.limits import DEFAULT_RATES, RateClass
+from tests.integration.cache_world import BY_POSTCODE, address, until
+from tests.integration.direct_world import CRABTREE, PATH, Ways, both_ways, get
+
+_HIT = get(PATH + CRABTREE)
+_SENTINEL = get("/v1/lookups", close=True)
+
+
+@pytest.fixture
+async def ways(gateway_database: Database, redis_url: str, tmp_path: Path) -> AsyncIterator[Ways]:
+    """Both ways, warm, with a second for a lookup."""
+    async with both_ways(gateway_database, redis_url, tmp_path, lookup_timeout=1.0) as ways:
+        await ways.warm(CRABTREE)
+        yield ways
+
+
+async def _stop_reading(ways: Ways) -> None:
+    """From now on nobody answers who asks Redis: questions wait in their batch."""
+    reading = ways.world._tasks[0]
+    reading.cancel()
+    await asyncio.gather(reading, return_exceptions=True)
+
+
+async def _is_in_hand(ways: Ways) -> bool:
+    return ways.inside == 1
+
+
+async def _is_over(ways: Ways) -> bool:
+    return ways.inside == 0
+
+
+async def test_a_batch_that_never_comes_back_ends_at_the_deadline(ways: Ways) -> None:
+    """503 in time, and the next request on the connection is answered."""
+    await _stop_reading(ways)
+    started = asyncio.get_running_loop().time()
+    said = await ways.say(ways.short, _HIT, get(PATH + "BN15", close=True))
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"silo_unavailable"' in said
+    assert b"HTTP/1.1 400 " in said
+    assert 0.5 < asyncio.get_running_loop().time() - started < 5
+    assert "waits" in ways.taken
+    assert ways.inside == 0
+
+
+async def test_a_client_that_goes_away_leaves_nothing(ways: Ways) -> None:
+    """Its place is free again, whether the answer comes or not."""
+    for stopped in (False, True):
+        if stopped:
+            await _stop_reading(ways)
+        _, writer = await asyncio.open_connection("127.0.0.1", ways.short)
+        writer.write(_HIT.replace(b"KEY", ways.edge.tokens["form"].encode()))
+        await writer.drain()
+        if stopped:
+            await until(lambda: _is_in_hand(ways))
+        writer.close()
+        await until(lambda: _is_over(ways))
+
+
+async def test_what_is_in_hand_is_answered_before_the_process_stops(ways: Ways) -> None:
+    """A request that waits for Redis while the server shuts down gets its answer, and then the connection ends."""
+    await _stop_reading(ways)
+    asking = asyncio.create_task(ways.say(ways.short, _HIT))
+    await until(lambda: _is_in_hand(ways))
+    stopping = asyncio.create_task(ways.runner.cleanup())
+    await asyncio.sleep(0.05)
+    ways.world.run(ways.world.store.run())
+    assert (await asking).startswith(b"HTTP/1.1 200 ")
+    await stopping
+    assert ways.inside == 0
+
+
+async def test_a_request_that_needs_the_silo_is_answered_while_the_process_stops(ways: Ways) -> None:
+    """The same where Redis does not answer: the task behind the connection is still there to do it."""
+    await _stop_reading(ways)
+    asking = asyncio.create_task(ways.say(ways.short, _HIT))
+    await until(lambda: _is_in_hand(ways))
+    stopping = asyncio.create_task(ways.runner.cleanup())
+    said = await asking
+    assert said == b"" or said.startswith((b"HTTP/1.1 503 ", b"HTTP/1.1 200 "))
+    await stopping
+    assert ways.inside == 0
+
+
+async def test_without_redis_the_silo_answers(ways: Ways) -> None:
+    """While Redis is skipped, requests taken the short way are bypasses, one answer each."""
+    ways.world.link._skip_until = float("inf")
+    said = await ways.say(ways.short, *[_HIT] * 5, _SENTINEL)
+    assert said.count(b"Cache-Status: Silogate; fwd=bypass") == 5
+
+
+async def test_an_answer_follows_a_change(ways: Ways) -> None:
+    """What is remembered of an address is the question, never the answer."""
+    await ways.say(ways.short, _HIT, _HIT, _SENTINEL)
+    ways.world.run(ways.world.invalidator.run())
+    await ways.world.put("address", address(99, CRABTREE, "99 Crabtree Lane"))
+    await ways.world.settled()
+    assert b"99 Crabtree Lane" in await ways.say(ways.short, _HIT, _SENTINEL)
+
+
+async def test_a_key_gets_its_rate_and_no_more(gateway_database: Database, redis_url: str, tmp_path: Path) -> None:
+    """One token a request whichever way it goes, and 429 with Retry-After when there is none."""
+    options = EdgeOptions(rates=DEFAULT_RATES | {"lookup": RateClass(0.001, 6)})
+    async with both_ways(gateway_database, redis_url, tmp_path, options=options) as ways:
+        await ways.warm(CRABTREE)
+        said = await ways.say(ways.short, *[_HIT] * 9, get(PATH + CRABTREE, close=True))
+        answers = [part[:3] for part in said.split(b"HTTP/1.1 ")[1:]]
+        assert answers == [b"200"] * 5 + [b"429"] * 5 or answers == [b"200"] * 6 + [b"429"] * 4
+        assert b"Retry-After: " in said
+
+
+async def test_a_client_that_does_not_read_is_cut_off(
+    gateway_database: Database, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds a few answers in memory at most, and not for long; the others are not made."""
+    monkeypatch.setattr(gateway.protocol, "_STALLED_S", 0.3)
+    async with both_ways(gateway_database, redis_url, tmp_path) as ways:
+        await ways.world.put("address", *(address(n, "BN43 5TE", "House " + "x" * 10_000) for n in range(100, 180)))
+        await ways.world.stored(BY_POSTCODE, "BN43 5TE")
+        await ways.warm(CRABTREE)
+        reader, writer = await asyncio.open_connection("127.0.0.1", ways.short, limit=1024)
+        writer.transport.pause_reading()  # type: ignore[attr-defined] # a transport that reads
+        asked = get(PATH + "BN43 5TE").replace(b"KEY", ways.edge.tokens["form"].encode())
+        writer.write(asked * 200)
+
+        async def cut() -> bool:
+            return not ways.runner.server.connections if ways.runner.server is not None else True
+
+        await until(cut)
+        assert ways.taken.count("waits") + ways.taken.count("at once") < 50
+        assert ways.inside == 0
+        writer.close()
+        del reader
+
+
+def test_the_short_way_is_open_with_this_aiohttp() -> None:
+    """A release whose connections are built otherwise closes it: found here, and not by how slow it is."""
+    assert gateway.protocol.HAS_SHORT_WAY

@@ -1,0 +1,1 @@
+select uprn::text as uprn, address from premises where uprn = :uprn

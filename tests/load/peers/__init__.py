@@ -1,0 +1,1 @@
+"""The other sides, each as its documentation says."""
