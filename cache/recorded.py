@@ -16,9 +16,9 @@ from typing import Any, Self
 
 import asyncpg
 
-from cache.examine_functions import check_functions
-from cache.examine_plan import explained, explained_for_any
-from cache.examine_tree import rewritten
+from cache.examine.functions import check_functions
+from cache.examine.plan import explained, explained_for_any
+from cache.examine.tree import rewritten
 from cache.loader import NotPrepared, SiloUnavailable
 from cache.server import Refused, Server, ServerFailed
 from cache.state import Position

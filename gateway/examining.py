@@ -11,7 +11,7 @@ import asyncpg
 
 from cache.cases import SILO as CASES
 from cache.definition import LookupDefinition
-from cache.examine import Examined, examine
+from cache.examine.examine import Examined, examine
 from cache.group import Group
 from cache.joined import JoinedLookup
 from cache.metrics import CacheMetrics

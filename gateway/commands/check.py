@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from cache.cases import SILO as CASES
 from cache.definition import LookupDefinition
-from cache.examine import Examined
-from cache.finding import Finding
+from cache.examine.examine import Examined
+from cache.examine.finding import Finding
 from gateway.console import as_json, fail, people, say
 from gateway.declarations import LookupDeclaration
 from gateway.examining import examine_lookup, lookup_connection

@@ -44,8 +44,7 @@ SLOW = lookup(
     "slowly",
     sql="select uprn::text as uprn, address from address where postcode = :postcode and pg_sleep(0.3) is not null",
 )
-# As `serve` sets it: a third of two seconds.
-PATIENCE: dict[str, Any] = {"statement_timeout_ms": 667}
+PATIENCE: dict[str, Any] = {"statement_timeout_ms": 667}  # as `serve` sets it: a third of two seconds
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from cache.definition import LookupDefinition
-from cache.examine import Examined, Finding, examine
+from cache.examine.examine import Examined, Finding, examine
 from cache.values import Index, Tagger
 from gateway.dev.addresses import Database, Servers
 from tests.integration.cache_world import INDEXES, LOOKUP_ROLE, SCHEMA, SILO, World

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from cache.examine_plan import Scan, bare, split
-from cache.examine_samples import _ABSENT
-from cache.examine_tree import parse, relations
+from cache.examine.plan import Scan, bare, split
+from cache.examine.samples import _ABSENT
+from cache.examine.tree import parse, relations
 from cache.values import VALUE_TYPES
 
 # As PostgreSQL prints it: broken over lines, spaces in names escaped, bytes in square brackets.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from cache.definition import MOST_ROWS, LookupDefinition, compile_one, compile_sql
-from cache.examine_samples import Key, arrays
-from cache.finding import Finding
+from cache.examine.finding import Finding
+from cache.examine.samples import Key, arrays
 
 _TOO_SLOW = "57014"
 # A batch may cost up to this much more than its questions sent one behind the other in one round trip.

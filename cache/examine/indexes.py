@@ -11,10 +11,10 @@ from typing import Any
 import asyncpg
 
 from cache.definition import CircleTag, LookupDefinition, compile_sql, quoted
-from cache.examine_plan import Plan, Scan, bare, explained, split
-from cache.examine_samples import Key, arrays
-from cache.examine_trial import Trial, slower
-from cache.finding import Finding
+from cache.examine.finding import Finding
+from cache.examine.plan import Plan, Scan, bare, explained, split
+from cache.examine.samples import Key, arrays
+from cache.examine.trial import Trial, slower
 
 # Below this a scan costs less than a round trip.
 _LARGE = 1000

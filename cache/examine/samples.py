@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 
 from cache.definition import CircleTag, IndexTag, LookupDefinition, quoted
-from cache.examine_plan import Plan
+from cache.examine.plan import Plan
 from cache.values import Malformed, Tagger, ValueType
 
 # Well formed, and in no register.

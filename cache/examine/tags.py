@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cache.definition import CircleTag, IndexTag, LookupDefinition, TableTag, TagRule
-from cache.examine_plan import Plan
-from cache.finding import Finding
+from cache.examine.finding import Finding
+from cache.examine.plan import Plan
 from cache.values import NAME_BUCKET, TILE_M, Index, Tagger
 
 

@@ -14,14 +14,14 @@ from typing import Any
 import asyncpg
 
 from cache.definition import LookupDefinition, compile_sql, quoted
-from cache.examine_functions import check_functions
-from cache.examine_indexes import check_indexes, judge_batch
-from cache.examine_plan import Plan, explained, explained_for_any
-from cache.examine_samples import Key, sampled
-from cache.examine_tags import check_tags_of, explained_tags
-from cache.examine_tree import Node, relations, rewritten
-from cache.examine_trial import Trial, compared
-from cache.finding import Finding
+from cache.examine.finding import Finding
+from cache.examine.functions import check_functions
+from cache.examine.indexes import check_indexes, judge_batch
+from cache.examine.plan import Plan, explained, explained_for_any
+from cache.examine.samples import Key, sampled
+from cache.examine.tags import check_tags_of, explained_tags
+from cache.examine.tree import Node, relations, rewritten
+from cache.examine.trial import Trial, compared
 from cache.values import Tagger
 
 __all__ = ["Examined", "Finding", "examine"]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import asyncpg
 
-from cache.examine_tree import Node
-from cache.finding import Finding
+from cache.examine.finding import Finding
+from cache.examine.tree import Node
 
 # Only STABLE because output functions of other types, or a locale, could in theory differ between sessions.
 _STEADY = frozenset({
