@@ -36,7 +36,7 @@ bench: $(READY) ## measure, print one table, write bench.json
 	@$(BIN)/python -m tests.load
 
 faults: $(READY) ## every fault test, with the longer rounds
-	@SILOGATE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults
+	@SILOGATE_TEST_FAULTS=all $(BIN)/python -m pytest tests/faults tests/model
 
 soak: $(READY) ## the stress of the cache with 100,000 writes; SOAK=n for another number
 	@SILOGATE_TEST_SOAK=$(or $(SOAK),100000) $(BIN)/python -m pytest tests/faults/test_cache_stress.py -s

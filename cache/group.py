@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from prometheus_client import Counter, Histogram
-
 from cache.answer import Answer, AsOf, Source
 from cache.definition import (
     CircleTag,
@@ -31,6 +29,7 @@ from cache.seal import KeyRing
 from cache.silo import Silo
 from cache.state import Position, State
 from cache.store import Fill, Reading, Store
+from cache.tally import Count, Spread
 from cache.values import canonical
 
 __all__ = ["Answer", "AsOf", "Group", "Looked"]
@@ -114,7 +113,7 @@ class Group:
         self._tables = tuple(definition.tags)
         # A personal answer is not kept in the clear where nobody asked for it.
         self._l1 = None if definition.personal else l1
-        self._counted: dict[tuple[Source, str], tuple[Counter, Histogram]] = {}
+        self._counted: dict[tuple[Source, str], tuple[Count, Spread]] = {}
         self._shown: tuple[State | None, AsOf] = (None, AsOf(silo.name, "none", 0))
 
     async def answer(

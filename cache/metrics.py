@@ -7,6 +7,8 @@ from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from cache.tally import Spreads, Tally
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -221,9 +223,9 @@ class CacheMetrics:
         def histogram(metric: Metric, buckets: tuple[float, ...]) -> Histogram:
             return Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=buckets)
 
-        self.answers = counter(_ANSWERS)
+        self.answers = Tally(_ANSWERS.name, _ANSWERS.help, _ANSWERS.labels, registry)
         self.unanswered = counter(_UNANSWERED)
-        self.seconds = histogram(_SECONDS, _FAST)
+        self.seconds = Spreads(_SECONDS.name, _SECONDS.help, _SECONDS.labels, registry, _FAST)
         self.batched = gauge(_BATCHED)
         self.broken = counter(_BROKEN)
         self.fills = counter(_FILLS)

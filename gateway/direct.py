@@ -69,7 +69,7 @@ class InHand:
         self._etags = etags
         self._tell = tell
         self._started = time.perf_counter()
-        self._looked = Looked(self._question, self._started)
+        self._looked: Looked | None = None
         self.exchange = exchange
         self.is_told = False
 
@@ -81,8 +81,8 @@ class InHand:
         wire: bytes | None = None
         try:
             group = self._asked.group
-            self._looked = group.weigh(self._question, reading, self._started)
-            answer = group.settle(self._looked)
+            self._looked = looked = group.weigh(self._question, reading, self._started)
+            answer = group.settle(looked)
             if answer is not None:
                 wire = self._direct.answered(self._asked, answer, self.exchange, self._etags)
         # Redis's reply is for many requests: a fault of one must not cost the others theirs. It goes the long way.
@@ -109,7 +109,8 @@ class InHand:
         exchange = self.exchange
         try:
             async with asyncio.timeout_at(exchange.deadline):
-                answer = await self._asked.group.resume(self._looked, timeout_s=time_left(exchange))
+                looked = self._looked or Looked(self._question, self._started)
+                answer = await self._asked.group.resume(looked, timeout_s=time_left(exchange))
             response = answered(self._asked.lookup, answer, self._etags)
         # As in the middleware `refuse`: nothing goes out that is not one of our documents.
         except Exception as error:  # noqa: BLE001

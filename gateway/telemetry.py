@@ -7,6 +7,7 @@ import asyncio
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cache.metrics import Metric
+from cache.tally import Count, Spread, Spreads, Tally
 
 UNMATCHED = "unmatched"
 _METHODS = frozenset({"GET", "POST", "PATCH", "PUT", "DELETE", "HEAD", "OPTIONS"})
@@ -52,10 +53,8 @@ class EdgeMetrics:
 
     def __init__(self, registry: CollectorRegistry, version: str) -> None:
         self.registry = registry
-        self._requests = Counter(*_named("silogate_http_requests_total"), registry=registry)
-        self._durations = Histogram(
-            *_named("silogate_http_request_duration_seconds"), registry=registry, buckets=_SECONDS
-        )
+        self._requests = Tally(*_named("silogate_http_requests_total"), registry)
+        self._durations = Spreads(*_named("silogate_http_request_duration_seconds"), registry, _SECONDS)
         self.in_flight = Gauge(*_named("silogate_http_in_flight"), registry=registry)
         self.shed = Counter(*_named("silogate_http_shed_total"), registry=registry)
         self.rate_limited = Counter(*_named("silogate_http_rate_limited_total"), registry=registry)
@@ -73,8 +72,8 @@ class EdgeMetrics:
         self.live_tail_up = Gauge(*_named("silogate_live_tail_up"), registry=registry)
         self.live_undecodable = Counter(*_named("silogate_live_undecodable_total"), registry=registry)
         Gauge(*_named("silogate_build_info"), registry=registry).labels(version).set(1)
-        self._answers: dict[tuple[str, str, int], Counter] = {}
-        self._times: dict[str, Histogram] = {}
+        self._answers: dict[tuple[str, str, int], Count] = {}
+        self._times: dict[str, Spread] = {}
 
     def answered(self, route: str, method: str, status: int, seconds: float | None) -> None:
         """Counts one answer. `route` is a template or UNMATCHED; `seconds` is None for a stream."""

@@ -35,13 +35,26 @@ select exists ((table before except table now) union all (table now except table
 _PREFETCH = 1_000
 
 
+# Who this primary is: its cluster, and its timeline, which is another one after each promotion.
+_SERVER = """
+(select system_identifier from pg_control_system())::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+"""
+
+_MOVE = f"""
+update progress set epoch = $1, seq = $2, id = $3, definition = $4, source_position = $5::jsonb, server = ({_SERVER}),
+    applied_at = clock_timestamp()
+where epoch = $6 and seq = $7 returning true
+"""  # noqa: S608 - a constant
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where the change log stands."""
+    """Where the change log stands. `moved` when another server wrote it than the one that is asked now."""
 
     epoch: str
     seq: int
     definition: str
+    moved: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +79,10 @@ class Changes:
 
 
 async def read_position(connection: asyncpg.Connection) -> Position:
-    row = await connection.fetchrow("select epoch, seq, definition from progress")
-    return Position(row["epoch"], row["seq"], row["definition"])
+    row = await connection.fetchrow(
+        f"select epoch, seq, definition, server is distinct from ({_SERVER}) as moved from progress"  # noqa: S608 - a constant
+    )
+    return Position(row["epoch"], row["seq"], row["definition"], row["moved"])
 
 
 async def refuse_duplicates(
@@ -196,10 +211,11 @@ async def advance(
 ) -> Position:
     """Append to the change log and move `progress` on; the last statement of the transaction.
 
-    `tags` None, or a definition that is not the one before, gives the silo a new epoch instead of a list. Raises
-    AnotherApplier if the log moved since `seen`.
+    `tags` None, or a definition that is not the one before, gives the silo a new epoch instead of a list. So does a
+    primary that was promoted since: commits that were lost with the one before it had the numbers that are given now.
+    Raises AnotherApplier if the log moved since `seen`.
     """
-    mint = tags is None or definition != seen.definition
+    mint = tags is None or definition != seen.definition or seen.moved
     batches = _batches([] if mint else sorted(tags or ()))
     entries = [(seen.seq + n, secrets.token_hex(16), batch) for n, batch in enumerate(batches, 1)]
     try:
@@ -214,12 +230,11 @@ async def advance(
     expected = seen.epoch
     while True:
         moved = await connection.fetchval(
-            "update progress set epoch = $1, seq = $2, id = $3, definition = $4, source_position = $5::jsonb, "
-            "applied_at = clock_timestamp() where epoch = $6 and seq = $7 returning true",
+            _MOVE,
             epoch, seq, entry_id, definition, json.dumps(source_position), expected, seen.seq,
         )  # fmt: skip
         if moved:
-            return Position(epoch, seq, definition)
+            return Position(epoch, seq, definition, moved=False)
         now = await read_position(connection)
         if now.seq != seen.seq:
             raise AnotherApplier("another load of this silo wrote to it meanwhile; run this one again")

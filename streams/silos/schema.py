@@ -41,6 +41,7 @@ create index reject_by_load on reject (load_id);
 """
 # Made also in schemas that an older release made.
 _ADDED_SINCE = f"""
+alter table progress add column if not exists server text;
 create index if not exists change_log_by_time on change_log (at);
 create table if not exists {CANARY} (
     id bigint primary key, beat bigint not null, at timestamptz not null default '-infinity'
@@ -101,7 +102,7 @@ def _shape(declaration: SiloDeclaration, types: ValueTypes, role: str) -> str:
         }
         for name, table in declaration.tables.items()
     }
-    text = json.dumps([2, role, tables], sort_keys=True)
+    text = json.dumps([3, role, tables], sort_keys=True)
     return f"silogate {hashlib.sha256(text.encode()).hexdigest()}"
 
 

@@ -56,16 +56,12 @@ class Judge:
         scores = dict(redis.tags or ())
         return Tags(f"={epoch}".encode() in scores, scores.get(tag_of(lookup, definition).encode(), -1.0))
 
-    def wrong_reading(self, reading: Reading, tip: Place) -> str | None:
-        """Whether a change at or below the as-of is missing from what is served.
-
-        A change that a failover of Postgres lost is not in the database any more, so it may be missing, unless the
-        rules are strict.
-        """
+    def wrong_reading(self, reading: Reading) -> str | None:
+        """Whether a change at or below the as-of is missing from what is served, lost by a failover since or not."""
         if reading not in self._missing:
             self._missing[reading] = self._missing_from(reading)
         missing = self._missing[reading]
-        if not missing or not (self._rules.strict or missing.intersection(tip.path)):
+        if not missing:
             return None
         at, answer = _path_of(reading.state), _path_in(reading.entry)
         return f"lookup {reading.lookup} is served as of {at!r} without {sorted(missing)}: it was read at {answer!r}"
@@ -87,7 +83,7 @@ class Judge:
             if entry is None:
                 continue
             reading = Reading(lookup, state.epoch, redis.state, entry, self.tags_of(redis, state.epoch, lookup))
-            wrong = self.wrong_reading(reading, tip)
+            wrong = self.wrong_reading(reading)
             if wrong is not None:
                 return wrong
             if not at_rest or not self._model.counts(reading):

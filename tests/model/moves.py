@@ -313,7 +313,7 @@ class Model:
             return Move(label, world._replace(reader=Reader(reader.lookup, reader.epoch, replies)))
         parts: dict[str, Any] = dict(zip(self.order, replies, strict=True))
         reading = Reading(reader.lookup, reader.epoch, parts["state"], parts["entry"], parts["tags"])
-        return Move(label, world._replace(reader=None), self.judge.wrong_reading(reading, world.postgres.tip))
+        return Move(label, world._replace(reader=None), self.judge.wrong_reading(reading))
 
 
 def _still_alive(redis: Redis, now: int) -> Redis:

@@ -163,8 +163,7 @@ class Rules:
     reads_in_steps: bool = False
     from_primary: bool = False
     from_nothing: bool = False
-    strict: bool = False
-    minds_server: bool = False
+    minds_server: bool = True
     beats: bool = False
     retention_ms: int = 2
     life_ms: int = 1
