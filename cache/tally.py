@@ -31,12 +31,15 @@ class Count:
 
 
 class Tally(Collector):
-    """A counter with labels; as the client library's, but for its locks and its moments of creation."""
+    """A counter with labels; as the client library's, but for its locks and its moments of creation.
+
+    Its labels are under the name that they have there, for what looks through a registry.
+    """
 
     def __init__(self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry) -> None:
         self._name = name
         self._documentation = documentation
-        self._labels = labels
+        self._labelnames = labels
         self._series: dict[tuple[str, ...], Count] = {}
         registry.register(self)
 
@@ -46,7 +49,7 @@ class Tally(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape shows."""
-        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labelnames)
         for values, count in self._series.items():
             family.add_metric(values, count.value)
         yield family
@@ -76,7 +79,7 @@ class Spreads(Collector):
     ) -> None:
         self._name = name
         self._documentation = documentation
-        self._labels = labels
+        self._labelnames = labels
         self._bounds = bounds
         self._series: dict[tuple[str, ...], Spread] = {}
         registry.register(self)
@@ -87,7 +90,7 @@ class Spreads(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """What a scrape shows."""
-        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
         shown = [floatToGoString(bound) for bound in (*self._bounds, inf)]  # type: ignore[no-untyped-call]
         for values, spread in self._series.items():
             buckets = list(zip(shown, accumulate(spread.counts), strict=True))

@@ -21,7 +21,18 @@ from cache.group import Answer, AsOf
 from cache.server import DATABASE_ERRORS
 from cache.silo import SiloUnavailable
 from tests.faults.cache_stress_history import RADIUS, Branch, History, right
-from tests.integration.cache_world import BY_POSTCODE, BY_UPRN, NEAR, SCHEMA, SILO, World, address, rows, until
+from tests.integration.cache_world import (
+    ADVANCE_SQL,
+    BY_POSTCODE,
+    BY_UPRN,
+    NEAR,
+    SCHEMA,
+    SILO,
+    World,
+    address,
+    rows,
+    until,
+)
 
 POSTCODES = [f"BN{n} 9JB" for n in range(1, 9)]
 UPRNS = range(1, 11)
@@ -52,7 +63,7 @@ create trigger note_epoch after update of epoch on {SCHEMA}.progress for each ro
     when (old.epoch is distinct from new.epoch) execute function {SCHEMA}.note_epoch();
 """
 # The applier's transaction as one statement: rows, change log and position, all or nothing.
-_WRITE = """
+_WRITE = f"""
 with gone as (
     delete from address where uprn = $1 and $2::json is null
 ), put as (
@@ -60,7 +71,7 @@ with gone as (
     on conflict (uprn) do update
         set postcode = excluded.postcode, address = excluded.address, easting = excluded.easting
 ), moved as (
-    update progress set seq = seq + 1, id = $3, applied_at = clock_timestamp() returning epoch, seq, id
+    {ADVANCE_SQL.replace("$1", "$3")}
 ), logged as (
     insert into change_log (seq, id, tags) select seq, id, $4 from moved
 )
@@ -194,9 +205,11 @@ class Stress:
 
     # Epochs
 
-    async def learn_from(self, connection: asyncpg.Connection) -> None:
+    async def learn_from(self, connection: asyncpg.Connection) -> list[str]:
+        """The epochs that a server knows; from now on it is known where they were begun."""
         found = await connection.fetch(_EPOCHS, timeout=5)
         self.history.learn({row["epoch"]: row["timeline"] for row in found})
+        return [row["epoch"] for row in found]
 
     async def _known(self, epoch: str) -> None:
         """Wait until it is known which timeline has that epoch."""

@@ -196,11 +196,11 @@ class Faults:
         await self._written(5)
         await self.servers.promote(standby)
         async with self.servers.connect(standby.server, self._database) as connection:
-            epochs = await connection.fetch("select epoch from epoch_begun")
+            epochs = await self.stress.learn_from(connection)
             timeline, seq = await connection.fetchrow(
                 "select ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int8, seq from progress"
             )
-        lost = self.stress.history.fork(timeline, seq, [row["epoch"] for row in epochs])
+        lost = self.stress.history.fork(timeline, seq, epochs)
         fallen = self.servers.switch(standby)
         await until(self._new_timeline_known)
         self.amounts["questions to a dead replica"] += await self._ask_the_dead(fallen)
@@ -219,7 +219,7 @@ class Faults:
                 await self.stress.learn_from(connection)
         except DATABASE_ERRORS:
             return False
-        return state is not None and state.epoch in current.epochs - current.inherited
+        return state is not None and state.epoch in current.epochs
 
     async def _ask_the_dead(self, fallen: Fallen) -> int:
         """For a while the replica on the dead timeline is the only one that lookups can reach."""

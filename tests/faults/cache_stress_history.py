@@ -25,15 +25,15 @@ _SHOWN = 10
 class Branch:
     """One timeline of the primary. `images[seq]` is the table there, `acked[seq]` when the writer was told of it.
 
-    The last image may be one whose commit was never acknowledged: it is noted before it is sent. Up to `fork` all is
-    the parent's; `inherited` are the epochs that came from there.
+    The last image may be one whose commit was never acknowledged: it is noted before it is sent. `epochs` were begun
+    here. `shared` came with the replica that was promoted, each with the last position that it has here: the first
+    commit of a new primary begins an epoch, so no number above that ever stands for a change of this timeline.
     """
 
     timeline: int
     images: list[Image]
     acked: list[float]
-    fork: int = 0
-    inherited: frozenset[str] = frozenset()
+    shared: Mapping[str, int] = field(default_factory=dict)
     epochs: set[str] = field(default_factory=set)
 
     @property
@@ -58,13 +58,9 @@ class Branch:
         if self.acked[-1] == math.inf:
             self.ack()
 
-    def lowest(self, epoch: str, seq: int) -> int:
-        """The first image here that an answer as of that position may be.
-
-        An epoch that lived on over the fork has positions that were lost. Here they mean no more than the fork itself:
-        what came after it, before the new primary got an epoch of its own, has their numbers.
-        """
-        return min(seq, self.fork) if epoch in self.inherited else seq
+    def last_of(self, epoch: str) -> int:
+        """The last image here that an answer of that epoch may be; -1 if none may."""
+        return self.newest if epoch in self.epochs else self.shared.get(epoch, -1)
 
     def committed_before(self, moment: float) -> int:
         """The last position that was acknowledged by then."""
@@ -89,8 +85,9 @@ class History:
         """A replica that was at `seq` of the current timeline is the primary now; returns how many commits are lost."""
         parent = self.current
         lost = sum(moment < math.inf for moment in parent.acked[seq + 1 :])
-        inherited = frozenset(epochs)
-        branch = Branch(timeline, parent.images[: seq + 1], parent.acked[: seq + 1], seq, inherited, set(inherited))
+        # One that the parent had from its own parent ends where that one did.
+        shared = {epoch: min(seq, parent.last_of(epoch)) for epoch in epochs}
+        branch = Branch(timeline, parent.images[: seq + 1], parent.acked[: seq + 1], shared)
         # The replica has it: then it was committed, whatever the writer knows.
         branch.acked = [moment if moment < math.inf else time.time() for moment in branch.acked]
         self.current = self.branches[timeline] = branch
@@ -106,27 +103,31 @@ class History:
         return any(epoch in branch.epochs for branch in self.branches.values())
 
     def judge(self, lookup: str, value: object, answer: Answer, asked: float) -> None:
-        """Right is what was right at any position from the answer's as-of on, in a timeline that has its epoch.
+        """Right is what was right at any position from the answer's as-of on, in the timeline of its epoch.
 
-        Where the answer says how old it can be at most, it must also have what was committed so long before `asked`.
+        That is the one that the epoch was begun on, lost commits included; up to a fork, what is right there is right
+        on the other timeline too. Where the answer says how old it can be at most, it must also have what was committed
+        so long before `asked`.
         """
         self.sources[answer.source] += 1
         at, bound = answer.as_of, answer.staleness_bound_ms
         shown = frozenset(row["address"] for row in rows(answer))
         before = -math.inf if bound is None else asked - bound / 1000 - CLOCK_SLACK_S
         self.bounded += bound is not None
-        homes = [branch for branch in self.branches.values() if at.epoch in branch.epochs]
-        for branch in reversed(homes):
-            lowest = max(branch.lowest(at.epoch, at.seq), branch.committed_before(before))
-            if any(shown == right(branch.images[seq], lookup, value) for seq in range(lowest, branch.newest + 1)):
+        for branch in reversed(self.branches.values()):
+            lowest, last = max(at.seq, branch.committed_before(before)), branch.last_of(at.epoch)
+            if any(shown == right(branch.images[seq], lookup, value) for seq in range(lowest, last + 1)):
                 self.on_dead += branch is not self.current
                 return
         if len(self.violations) < _SHOWN:
             found = {branch.timeline: self._found(branch, lookup, value, shown) for branch in self.branches.values()}
+            homes = {
+                branch.timeline: last for branch in self.branches.values() if (last := branch.last_of(at.epoch)) >= 0
+            }
             self.violations.append(
                 f"{answer.source} {lookup} {value} as of {at.token}, at most {bound} ms old, shows {sorted(shown)}:"
-                f" that was right at {found} (timeline: positions), the epoch is of"
-                f" {[branch.timeline for branch in homes]}, the newest is"
+                f" that was right at {found} (timeline: positions), the epoch is of {homes} (timeline: last position),"
+                f" the newest is"
                 f" {self.current.timeline}/{self.current.newest}"
             )
         else:

@@ -122,9 +122,13 @@ _JUDGED = {
     "of the new timeline": ("second", 3, -3, None, True),
     "of the dead timeline under the new epoch": ("second", 2, 3, None, False),
     "under an epoch that nobody began": ("third", 1, 1, None, False),
-    "of the new timeline under the old epoch": ("first", 4, -3, None, True),
+    "of the new timeline under the old epoch": ("first", 3, -3, None, False),
+    "of the new timeline under the old epoch, as of what both have": ("first", 2, -3, None, False),
+    "of both timelines after what one of them lost": ("first", 3, 2, None, False),
     "as old as it says": ("second", 2, 2, 45_000, True),
     "older than it says": ("second", 2, 2, 5_000, False),
+    "as old as it says, on the new timeline alone": ("first", 2, 2, 40_000, True),
+    "older than it says, on both timelines": ("first", 2, 2, 5_000, False),
 }
 
 

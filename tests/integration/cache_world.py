@@ -40,12 +40,22 @@ INDEXES = {
 STATE_KEY = f"silogate:{{{SILO}}}:state"
 KEYS = {"address": "uprn", "claim": "claim_ref"}
 LOOKUP_ROLE = "silogate_lookup"
+# Who a primary is, as the applier and the invalidator say it: another one after each promotion.
+SERVER_SQL = """
+(select system_identifier from pg_control_system())::text || '/' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)
+"""
+# $1 is the id of the change. As the applier does, begin an epoch in the commit that is the first on another server.
+ADVANCE_SQL = f"""
+update progress set seq = seq + 1, id = $1, server = ({SERVER_SQL}), applied_at = clock_timestamp(),
+    epoch = case when server is distinct from ({SERVER_SQL}) then md5(random()::text) else epoch end
+returning epoch, seq, id
+"""
 
 _TABLES = f"""
 create schema {SCHEMA};
 set search_path = {SCHEMA};
 create table progress (epoch text not null, seq bigint not null, id text not null, definition text not null,
-    source_position jsonb not null default '{{}}', applied_at timestamptz not null default now());
+    source_position jsonb not null default '{{}}', applied_at timestamptz not null default now(), server text);
 create table change_log (seq bigint primary key, id text not null, tags text[] not null,
     at timestamptz not null default now());
 create table load (id bigint generated always as identity primary key, source_time timestamptz, started timestamptz,
@@ -195,7 +205,7 @@ class World:
             await connection.execute(_ROLE)
             await connection.execute(_TABLES)
             await connection.execute(
-                "insert into progress (epoch, seq, id, definition) values ($1, 0, $2, $3)",
+                f"insert into progress (epoch, seq, id, definition, server) select $1, 0, $2, $3, ({SERVER_SQL})",
                 secrets.token_hex(16), secrets.token_hex(16), self.tagger.definition,
             )  # fmt: skip
             await connection.execute("insert into change_log (seq, id, tags) select seq, id, '{}' from progress")
@@ -275,10 +285,7 @@ class World:
             return await self._advance(connection, sorted(tags))
 
     async def _advance(self, connection: asyncpg.Connection, tags: list[str]) -> AsOf:
-        row = await connection.fetchrow(
-            "update progress set seq = seq + 1, id = $1, applied_at = clock_timestamp() returning epoch, seq, id",
-            secrets.token_hex(16),
-        )
+        row = await connection.fetchrow(ADVANCE_SQL, secrets.token_hex(16))
         await connection.execute(
             "insert into change_log (seq, id, tags) values ($1, $2, $3)", row["seq"], row["id"], tags
         )
