@@ -7,75 +7,27 @@ import datetime as dt
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
-from cache.answer import Answer, AsOf, Source
-from cache.definition import (
-    CircleTag,
-    LookupDefinition,
-    TableTag,
-    TagRule,
-    check_tags,
-    compile_one,
-    compile_sql,
-    rule_parameters,
-)
+from cache.answer import Answer, AsOf, Source, Verdict
+from cache.definition import LookupDefinition, check_tags, compile_one, compile_sql
 from cache.entry import Broken, Codec, Entry
 from cache.feed import L1
-from cache.loader import Loaded, NotPrepared, Question, SiloUnavailable
+from cache.found import Found, Kept, Looked
+from cache.loader import Caller, Loaded, NotPrepared, SiloUnavailable
 from cache.metrics import CacheMetrics
+from cache.question import Question, Questions
 from cache.seal import KeyRing
 from cache.silo import Silo
 from cache.state import Position, State
 from cache.store import Fill, Reading, Store
 from cache.tally import Count, Spread
-from cache.values import canonical
 
 __all__ = ["Answer", "AsOf", "Group", "Looked"]
 
 # How long a caller waits for the silo when there is an answer past its TTL to fall back on.
 _PATIENCE_S = 0.5
 _RECENT = 256
-
-
-@dataclass(frozen=True, slots=True)
-class _Found:
-    """An answer before its verdict: what it is, the position it holds for, and how new that is known to be.
-
-    `measured` tells a time read from the primary from one that is only the replica's word.
-    """
-
-    body: bytes
-    negative: bool
-    etag: int
-    epoch: str
-    seq: int
-    as_of_ms: float
-    age_ms: float
-    measured: bool
-    source: Source
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A valid entry, with the state that it was validated against."""
-
-    entry: Entry
-    state: State
-
-
-@dataclass(slots=True)
-class Looked:
-    """What Redis had for a question: the silo's state, if this process may use the cache, and a valid entry.
-
-    There is no entry without a state. `started` is by `time.perf_counter`.
-    """
-
-    question: Question
-    started: float
-    state: State | None = None
-    entry: Entry | None = None
 
 
 class Group:
@@ -109,12 +61,14 @@ class Group:
         self._metrics = metrics
         self._clock = clock
         self._codec = Codec(definition.name, ring, personal=definition.personal)
+        self.question = Questions(definition, silo.tagger, ring).of
         self._hash = definition.hash.encode()
         self._tables = tuple(definition.tags)
         # A personal answer is not kept in the clear where nobody asked for it.
         self._l1 = None if definition.personal else l1
         self._counted: dict[tuple[Source, str], tuple[Count, Spread]] = {}
         self._shown: tuple[State | None, AsOf] = (None, AsOf(silo.name, "none", 0))
+        self._shown_loaded: tuple[float, AsOf] = (0.0, self._shown[1])
 
     async def answer(
         self, parameters: Mapping[str, object], *, timeout_s: float, min_as_of: AsOf | None = None
@@ -175,11 +129,37 @@ class Group:
             self._l1.keep(question.digest, question.tags, entry, state)
         return Looked(question, started, state, entry)
 
+    def begin_load(self, looked: Looked, told: Callable[[Loaded | Exception], None]) -> Caller | None:
+        """Ask the silo what Redis has no answer to; `told`, which must not raise, gets what it says later.
+
+        None where it takes a caller that can wait.
+        """
+        if looked.entry is not None or looked.loaded is not None:
+            return None
+        at_least = looked.state.position if looked.state is not None else None
+        try:
+            return self._silo.loader.begin(self, looked.question, told, at_least=at_least)
+        except SiloUnavailable as error:
+            looked.loaded = error
+            return None
+
     def settle(self, looked: Looked) -> Answer | None:
-        """The answer, if it is a hit, and nothing has to be found out before its verdict."""
+        """The answer, if it is a hit or was loaded, and nothing has to be found out before its verdict."""
+        question = looked.question
+        if isinstance(looked.loaded, Loaded):
+            found = self._from_loaded(looked.loaded, looked.source)
+            judged = self._silo.judge_now(
+                negative=found.negative,
+                epoch=found.epoch,
+                seq=found.seq,
+                tags=question.tags,
+                tables=self._tables,
+                max_age_s=self.definition.max_age_s,
+            )
+            return None if judged is None else self._answer(found, *judged, found.age_ms, looked.started)
         if looked.entry is None or looked.state is None:
             return None
-        return self._hit(looked.question, looked.entry, looked.state, looked.started)
+        return self._hit(question, looked.entry, looked.state, looked.started)
 
     async def resume(self, looked: Looked, *, timeout_s: float) -> Answer:
         """The answer where it takes more than that; as `answer`."""
@@ -187,7 +167,7 @@ class Group:
 
     async def _finish(self, looked: Looked, wanted: AsOf | None, deadline: float) -> Answer:
         question, state = looked.question, looked.state
-        kept = None if state is None or looked.entry is None else _Kept(looked.entry, state)
+        kept = None if state is None or looked.entry is None else Kept(looked.entry, state)
         if kept is not None and wanted is not None and not wanted.met_by(kept.state.epoch, kept.state.seq):
             kept = None
         if kept is not None:
@@ -198,7 +178,7 @@ class Group:
             found = self._from_kept(kept, "hit")
         else:
             try:
-                found = await self._load(question, state, kept, wanted, deadline)
+                found = await self._found(looked, kept, wanted, deadline)
             except NotPrepared:
                 return self._not_prepared(looked.started)
             except SiloUnavailable:
@@ -261,7 +241,7 @@ class Group:
             committed_ms=int(loaded.applied_at.timestamp() * 1000),
             soft_ms=int(now_ms + soft_s * 1000),
             fresh_ms=int(now_ms + ttl_s * 1000),
-            etag=self._etag(loaded.body),
+            etag=self._etag(loaded),
             negative=negative,
             body=loaded.body,
         )
@@ -274,18 +254,25 @@ class Group:
         now_ms = self._store.now_ms()
         return now_ms is not None and now_ms < entry.fresh_ms
 
-    def _from_kept(self, kept: _Kept, source: Source) -> _Found:
+    def _from_kept(self, kept: Kept, source: Source) -> Found:
         entry, state = kept.entry, kept.state
         age_ms = (self._store.now_ms() or state.time_ms) - state.time_ms
-        return _Found(
+        return Found(
             entry.body, entry.negative, entry.etag, state.epoch, state.seq, state.time_ms, age_ms, True, source
         )  # fmt: skip
 
     # The silo
 
+    async def _found(self, looked: Looked, kept: Kept | None, wanted: AsOf | None, deadline: float) -> Found:
+        if isinstance(looked.loaded, Exception):
+            raise looked.loaded
+        if looked.loaded is not None:
+            return self._from_loaded(looked.loaded, looked.source)
+        return await self._load(looked.question, looked.state, kept, wanted, deadline)
+
     async def _load(
-        self, question: Question, state: State | None, kept: _Kept | None, wanted: AsOf | None, deadline: float
-    ) -> _Found:
+        self, question: Question, state: State | None, kept: Kept | None, wanted: AsOf | None, deadline: float
+    ) -> Found:
         """Ask the silo; an entry past its TTL is served instead, marked stale, when that fails or takes long."""
         at_least = state.position if state is not None else None
         limit = deadline if kept is None else min(deadline, asyncio.get_running_loop().time() + _PATIENCE_S)
@@ -306,7 +293,7 @@ class Group:
             raise error if isinstance(error, SiloUnavailable) else SiloUnavailable("the deadline passed") from None
         return self._from_loaded(loaded, "bypass" if state is None or primary else "miss")
 
-    def _from_loaded(self, loaded: Loaded, source: Source) -> _Found:
+    def _from_loaded(self, loaded: Loaded, source: Source) -> Found:
         """How new a snapshot is: the primary's is of its own moment; a replica's has at least what Redis knows of."""
         position = loaded.position
         if loaded.from_primary:
@@ -321,12 +308,12 @@ class Group:
                 as_of_ms = loaded.applied_at.timestamp() * 1000
                 age_ms = self._clock() * 1000 - as_of_ms
         negative = loaded.body == b"[]"
-        etag = self._etag(loaded.body)
-        return _Found(loaded.body, negative, etag, position.epoch, position.seq, as_of_ms, age_ms, measured, source)
+        etag = self._etag(loaded)
+        return Found(loaded.body, negative, etag, position.epoch, position.seq, as_of_ms, age_ms, measured, source)
 
     # The answer
 
-    async def _judged(self, found: _Found, question: Question, deadline: float, started: float) -> Answer:
+    async def _judged(self, found: Found, question: Question, deadline: float, started: float) -> Answer:
         asked = time.perf_counter()
         verdict, reason = await self._silo.judge(
             negative=found.negative,
@@ -339,18 +326,30 @@ class Group:
         )
         # a verdict that had to wait for another look at the silo has aged the answer
         age_ms = max(found.age_ms, 0.0) + (time.perf_counter() - asked) * 1000
-        time_of = dt.datetime.fromtimestamp(found.as_of_ms / 1000, dt.UTC)
+        return self._answer(found, verdict, reason, age_ms, started)
+
+    def _answer(self, found: Found, verdict: Verdict, reason: str | None, age_ms: float, started: float) -> Answer:
         self._count(found.source, verdict, started)
+        age_ms = max(age_ms, 0.0)
         return Answer(
-            verdict=verdict,
-            results=found.body,
-            as_of=AsOf(self._silo.name, found.epoch, found.seq, time_of),
-            etag=f'W/"{found.etag:016x}{verdict[0]}"',
-            age_s=age_ms / 1000,
-            staleness_bound_ms=int(age_ms) + 1 if found.measured else None,
-            source=found.source,
-            reason=reason,
+            verdict,
+            found.body,
+            self._as_of_found(found),
+            f'W/"{found.etag:016x}{verdict[0]}"',
+            age_ms / 1000,
+            int(age_ms) + 1 if found.measured else None,
+            found.source,
+            reason,
         )
+
+    def _as_of_found(self, found: Found) -> AsOf:
+        """The same object while position and time are: all answers of one query have them in common."""
+        as_of_ms, as_of = self._shown_loaded
+        if as_of_ms != found.as_of_ms or as_of.seq != found.seq or as_of.epoch != found.epoch:
+            time_of = dt.datetime.fromtimestamp(found.as_of_ms / 1000, dt.UTC)
+            as_of = AsOf(self._silo.name, found.epoch, found.seq, time_of)
+            self._shown_loaded = found.as_of_ms, as_of
+        return as_of
 
     def _not_prepared(self, started: float) -> Answer:
         self._count("bypass", "cannot_tell", started)
@@ -366,33 +365,11 @@ class Group:
         counted[0].inc()
         counted[1].observe(time.perf_counter() - started)
 
-    def _etag(self, body: bytes) -> int:
+    def _etag(self, loaded: Loaded) -> int:
         # A plain hash of a personal answer, kept beside it in the clear, would let anyone test a guess.
-        return int.from_bytes(self._ring.hmac(b"etag", self._hash, body)[:8], "big")
-
-    # The question
-
-    def question(self, parameters: Mapping[str, object]) -> Question:
-        """The key and the tags of normalised parameters."""
-        values = tuple(parameters.get(name) for name in self.definition.parameters)
-        digest = self._ring.hmac(b"key", self._hash, *(canonical(value).encode() for value in values)).hex()
-        tags: list[str] = []
-        for table, rule in self.definition.tags.items():
-            tags += self._tags(table, rule, parameters)
-        return Question(digest, values, tuple(tags))
-
-    def _tags(self, table: str, rule: TagRule, parameters: Mapping[str, Any]) -> list[str]:
-        tagger = self._silo.tagger
-        if isinstance(rule, TableTag):
-            return [tagger.table_tag(table)]
-        values = [parameters.get(name) for name in rule_parameters(rule)]
-        if any(value is None for value in values):
-            # An optional parameter left out: what the answer hangs on cannot be narrowed down.
-            return [tagger.table_tag(table)]
-        if isinstance(rule, CircleTag):
-            easting, northing, metres = (float(str(value)) for value in values)
-            return tagger.circle_tags(table, rule.index, easting, northing, metres)
-        return [tagger.value_tag(table, rule.index, values)]
+        if loaded.etag is None:
+            loaded.etag = int.from_bytes(self._ring.hmac(b"etag", self._hash, loaded.body)[:8], "big")
+        return loaded.etag
 
 
 def _meets(position: Position, wanted: AsOf) -> bool:

@@ -94,6 +94,8 @@ class AnswerLayer:
         truth = await self._silo.loader.load(group, question, primary=True)
         if truth.body == answer.results:
             return "current"
+        if truth.position.epoch != answer.as_of.epoch:
+            return "unknown"  # positions of two epochs cannot be compared
         return "unknown" if await self._touched(answer.as_of.seq, truth.position, question) else "violation"
 
     async def _touched(self, seq: int, now: Position, question: Question) -> bool:
@@ -121,8 +123,8 @@ class RedisLayer:
             return "violation" if state.time_ms > change.seen_ms else "behind"
         for tag in change.tags:
             reading = await self._store.read("sentinel", (tag,))
-            if reading is None or reading.state is None or reading.state.epoch != change.epoch:
-                return "unknown"
+            if reading is None or reading.state is None or reading.state.epoch != change.epoch or not reading.guarded:
+                return "unknown"  # without the epoch's mark no reader takes any entry
             if reading.newest < change.seq:
                 return "violation"  # an entry from before the change would still count
         return "current"

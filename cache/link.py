@@ -14,6 +14,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import (
     BusyLoadingError,
+    NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
@@ -84,9 +85,34 @@ class RedisLink:
 
         Each batch has a connection of its own while it lasts; there are never more than batches at once.
         """
-        return await self._guarded(lambda: self._asked(commands), self._timeout_s)
 
-    async def _asked(self, commands: Sequence[Command]) -> list[Any]:
+        async def work() -> list[Any]:
+            replies = await self._exchanged(commands)
+            for reply in replies:
+                if isinstance(reply, RedisError):
+                    raise reply
+            return replies
+
+        return await self._guarded(work, self._timeout_s)
+
+    async def send(self, commands: Sequence[Command], script: str, *, timeout_s: float) -> list[Any]:
+        """The same for one batch of writes by a script, which Redis is given where it has forgotten it.
+
+        What it has no room for has an OutOfMemoryError for its reply; any other refusal raises RedisSkipped.
+        """
+
+        async def work() -> list[Any]:
+            replies = await self._exchanged(commands)
+            if any(isinstance(reply, NoScriptError) for reply in replies):
+                _, *replies = await self._exchanged([("SCRIPT", "LOAD", script), *commands])
+            for reply in replies:
+                if isinstance(reply, RedisError) and not isinstance(reply, OutOfMemoryError):
+                    raise reply
+            return replies
+
+        return await self._guarded(work, timeout_s)
+
+    async def _exchanged(self, commands: Sequence[Command]) -> list[Any]:
         wire = self._idle.pop() if self._idle else None
         if wire is None or not wire.is_open:
             wire = await Wire.open(self._pool.make_connection())  # type: ignore[no-untyped-call] # the client leaves it bare

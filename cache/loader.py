@@ -13,9 +13,23 @@ from typing import Any, Protocol
 from cache.definition import MOST_ROWS
 from cache.limit import Begun, ConcurrencyLimit
 from cache.metrics import CacheMetrics
+from cache.question import Question
 from cache.server import TOO_SLOW, Poisoned
 from cache.singleflight import Flight, SingleFlight
 from cache.state import Position
+
+__all__ = [
+    "AnswerTooLarge",
+    "Batch",
+    "Caller",
+    "Loadable",
+    "Loaded",
+    "Loader",
+    "NotPrepared",
+    "QueryRefused",
+    "Question",
+    "SiloUnavailable",
+]
 
 _KEYS_A_BATCH = 200
 # Asked one by one, on one connection, the last waits for all before it.
@@ -46,27 +60,19 @@ class NotPrepared(Exception):
 
 
 @dataclass(slots=True)
-class Question:
-    """One key of one lookup: values for the SQL, tags that changes touch. `digest` stands for it in Redis.
-
-    `replace` is set when what Redis holds under the key is not to be trusted.
-    """
-
-    digest: str
-    values: tuple[Any, ...] = field(repr=False)
-    tags: tuple[str, ...]
-    replace: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Loaded:
-    """An answer out of the silo, with the position of the snapshot that it was read in."""
+    """An answer out of the silo, with the position of the snapshot that it was read in.
+
+    Nobody changes one, but for `etag`: whoever needs it first makes it. It is not frozen because one is made for every
+    question, and freezing it is most of that.
+    """
 
     body: bytes = field(repr=False)
     position: Position
     applied_at: dt.datetime
     now: dt.datetime
     from_primary: bool
+    etag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +118,30 @@ _Key = tuple[str, bool]
 _Group = tuple[Loadable, bool]
 
 
-@dataclass(frozen=True, slots=True)
+class Caller:
+    """One who waits for a flight, and takes one of the loader's places for callers meanwhile."""
+
+    __slots__ = ("_flight", "_loader", "_told")
+
+    def __init__(self, loader: Loader, flight: Flight[Loaded], told: Callable[[Loaded | Exception], None]) -> None:
+        self._loader = loader
+        self._flight: Flight[Loaded] | None = flight
+        self._told = told
+
+    def __call__(self, outcome: Loaded | Exception) -> None:
+        self._flight = None
+        self._loader.left()
+        self._told(outcome)
+
+    def leave(self) -> None:
+        """Wait no longer; the load and all others are left alone."""
+        flight, self._flight = self._flight, None
+        if flight is not None:
+            flight.leave(self)
+            self._loader.left()
+
+
+@dataclass(slots=True)
 class _Job:
     key: _Key
     group: _Group
@@ -192,6 +221,34 @@ class Loader:
         self, lookup: Loadable, question: Question, *, at_least: Position | None = None, primary: bool = False
     ) -> Loaded:
         """The answer, shared with whoever asks the same meanwhile; raises SiloUnavailable or NotPrepared."""
+        waiter: asyncio.Future[Loaded | Exception] = asyncio.get_running_loop().create_future()
+
+        def tell(outcome: Loaded | Exception) -> None:
+            if not waiter.done():
+                waiter.set_result(outcome)
+
+        caller = self.begin(lookup, question, tell, at_least=at_least, primary=primary)
+        try:
+            outcome = await waiter
+        finally:
+            caller.leave()
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def begin(
+        self,
+        lookup: Loadable,
+        question: Question,
+        told: Callable[[Loaded | Exception], None],
+        *,
+        at_least: Position | None = None,
+        primary: bool = False,
+    ) -> Caller:
+        """The same for a caller that does not wait: `told`, which must not raise, gets the answer or the error later.
+
+        Raises SiloUnavailable when too many wait.
+        """
         if self._callers >= _WAITING_CALLERS:
             raise self._overloaded()
         key = (question.digest, primary)
@@ -205,11 +262,14 @@ class Loader:
             flight.unattended = False
             if (job := self._refreshes.pull((lookup, primary), key)) is not None:
                 self._live.put(job)
+        caller = Caller(self, flight, told)
+        flight.join(caller)
         self._callers += 1
-        try:
-            return await flight.wait()
-        finally:
-            self._callers -= 1
+        return caller
+
+    def left(self) -> None:
+        """A caller waits no longer."""
+        self._callers -= 1
 
     def refresh(self, lookup: Loadable, question: Question, *, at_least: Position) -> None:
         """Load it for the cache alone, unless that is happening already or the silo is busy."""

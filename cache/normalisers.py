@@ -115,10 +115,11 @@ def vehicle_mark(value: object) -> str:
 def reference(value: object) -> str:
     """A reference of some register, in capitals."""
     code = "malformed_reference"
-    found = _UNSEEN.sub("", unicodedata.normalize("NFKC", _characters(value, code))).strip().upper()
-    if not re.fullmatch(r"[A-Z0-9][A-Z0-9/._-]{0,63}", found):
+    found = _UNSEEN.sub("", unicodedata.normalize("NFKC", _characters(value, code))).strip()
+    # Only then in capitals: some letters of other alphabets have capitals in this one.
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9/._-]{0,63}", found):
         raise Malformed(code, "is not a reference of up to 64 letters, digits, hyphens and slashes")
-    return found
+    return found.upper()
 
 
 def identifier(code: str, title: str, digits: int) -> Callable[[object], int]:
@@ -246,9 +247,14 @@ def _whole(value: object, code: str, message: str) -> int:
             return int(plain)
     elif isinstance(value, int) and not isinstance(value, bool):
         return value
-    elif isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+    elif isinstance(value, float | Decimal) and _is_finite(value) and value == int(value):
         return int(value)
     raise Malformed(code, message)
+
+
+def _is_finite(value: float | Decimal) -> bool:
+    # math raises ValueError for a Decimal that is a signalling NaN
+    return not (isinstance(value, Decimal) and value.is_snan()) and math.isfinite(value)
 
 
 def _float(value: object, code: str) -> float:
@@ -257,7 +263,7 @@ def _float(value: object, code: str) -> float:
             plain = _UNSEEN.sub("", unicodedata.normalize("NFKC", _characters(value, code))).strip()
             # float() alone also takes 1_000, inf and nan.
             found = float(plain) if re.fullmatch(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?", plain) else math.nan
-        elif isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        elif isinstance(value, int | float | Decimal) and not isinstance(value, bool) and _is_finite(value):
             found = float(value)
         else:
             found = math.nan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -13,48 +13,58 @@ T = TypeVar("T")
 class Flight(Generic[T]):
     """A result on its way. The work belongs to nobody who waits, so no waiter's end can end it."""
 
-    __slots__ = ("_error", "_result", "_waiters", "landed", "unattended")
+    __slots__ = ("_told", "landed", "outcome", "unattended")
 
     def __init__(self, *, unattended: bool = False) -> None:
         self.landed = False
         self.unattended = unattended
-        self._result: T | None = None
-        self._error: Exception | None = None
-        self._waiters: list[asyncio.Future[None]] = []
+        self.outcome: T | Exception | None = None
+        self._told: dict[Callable[[T | Exception], None], None] = {}
 
     @property
     def wanted(self) -> bool:
         """Whether anybody still waits, or the flight was begun for nobody in particular."""
-        return self.unattended or any(not waiter.done() for waiter in self._waiters)
+        return self.unattended or bool(self._told)
+
+    def join(self, told: Callable[[T | Exception], None]) -> None:
+        """`told`, which must not raise, gets the result or the error when the flight lands, once."""
+        self._told[told] = None
+
+    def leave(self, told: Callable[[T | Exception], None]) -> None:
+        """Be told no more; nothing happens to one that has been told."""
+        self._told.pop(told, None)
 
     async def wait(self) -> T:
         """The result, or the error that the work ended with; cancelling this leaves the work and all others alone."""
         if not self.landed:
             # A future of one's own: cancelling a task cancels the future that it awaits.
             waiter = asyncio.get_running_loop().create_future()
-            self._waiters.append(waiter)
+
+            def tell(_outcome: T | Exception) -> None:
+                if not waiter.done():
+                    waiter.set_result(None)
+
+            self.join(tell)
             try:
                 await waiter
             finally:
-                if not self.landed:
-                    self._waiters.remove(waiter)
-        if self._error is not None:
-            raise self._error
-        return self._result  # type: ignore[return-value] # landed without an error, so there is a result
+                self.leave(tell)
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        return self.outcome  # type: ignore[return-value] # landed without an error, so there is a result
 
     def land(self, result: T) -> None:
-        self._result = result
-        self._end()
+        self._end(result)
 
     def crash(self, error: Exception) -> None:
-        self._error = error
-        self._end()
+        self._end(error)
 
-    def _end(self) -> None:
+    def _end(self, outcome: T | Exception) -> None:
         self.landed = True
-        for waiter in self._waiters:
-            if not waiter.done():
-                waiter.set_result(None)
+        self.outcome = outcome
+        waiting, self._told = self._told, {}
+        for told in waiting:
+            told(outcome)
 
 
 class SingleFlight(Generic[K, T]):

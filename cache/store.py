@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
+from prometheus_client import Counter
 from redis.asyncio import Redis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
 from cache.batch import Batcher
@@ -22,6 +22,7 @@ from cache.definition import LONGEST_LIFE_S
 from cache.link import RedisLink, RedisSkipped
 from cache.metrics import CacheMetrics
 from cache.state import Position, State
+from cache.wire import Command
 
 RETENTION_S = 2 * LONGEST_LIFE_S
 LARGEST_ENTRY = 1 << 20
@@ -37,16 +38,18 @@ _SCRIPT_TIMEOUT_S = 1.0
 class Reading:
     """What one round trip found of an entry. `raw` is None when there is none that may count.
 
-    `newest` is the seq of the last change that touched one of its tags.
+    `newest` is the seq of the last change that touched one of its tags, which means that only while they are `guarded`:
+    the mark of the epoch stands with them.
     """
 
     state: State | None
     key: bytes
     raw: bytes | None
     newest: float
+    guarded: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Fill:
     """An answer offered to Redis: `value` was packed for `key` of this position's epoch."""
 
@@ -105,6 +108,7 @@ class Store:
         self._epoch = "-"
         self._clock_ahead_ms: float | None = None
         self._no_fills_until = 0.0
+        self._counted: dict[str, Counter] = {}
         self._reads: Batcher[None, _Ask] = Batcher(
             self._serve_reads, workers=2, most=_KEYS_A_BATCH, waiting=_WAITING_READS
         )
@@ -178,7 +182,7 @@ class Store:
             newest = -1.0
             for tag in ask.tags:
                 newest = max(newest, newest_of.get(tag, -1.0))
-            ask.told(Reading(seen.state, key, entries.get(key) if usable else None, newest))
+            ask.told(Reading(seen.state, key, entries.get(key) if usable else None, newest, usable))
 
     async def _look(self, epoch: str, asks: Sequence[_Ask]) -> _Seen:
         """One round trip: state first, then entries, then tags, so that nothing applied in between is overlooked.
@@ -209,43 +213,33 @@ class Store:
     # Filling
 
     async def _serve_fills(self, _group: None, fills: list[Fill]) -> None:
-        async def work(redis: Redis) -> list[Any]:
-            outcomes = await self._fill(redis, fills)
-            if any(isinstance(outcome, NoScriptError) for outcome in outcomes):
-                await redis.script_load(_FILL.text)
-                outcomes = await self._fill(redis, fills)
-            for outcome in outcomes:
-                if isinstance(outcome, Exception) and not isinstance(outcome, OutOfMemoryError):
-                    raise outcome
-            return outcomes
-
         try:
-            outcomes = await self._link.call(work, timeout_s=_SCRIPT_TIMEOUT_S)
+            commands = [self._command(fill) for fill in fills]
+            outcomes = await self._link.send(commands, _FILL.text, timeout_s=_SCRIPT_TIMEOUT_S)
         except RedisSkipped:
             outcomes = [b"dropped"] * len(fills)
         for outcome in outcomes:
             if isinstance(outcome, OutOfMemoryError):
                 self._no_fills_until = self._clock() + 1.0
                 self._metrics.redis_errors.labels("full").inc()
-            self._count_fill("full" if isinstance(outcome, OutOfMemoryError) else outcome.decode())
+                self._count_fill("full")
+            else:
+                self._count_fill(outcome.decode())
 
-    async def _fill(self, redis: Redis, fills: Sequence[Fill]) -> list[Any]:
-        async with redis.pipeline(transaction=False) as pipe:
-            for fill in fills:
-                self._queue_fill(pipe, fill)
-            return await pipe.execute(raise_on_error=False)
-
-    def _queue_fill(self, pipe: Pipeline, fill: Fill) -> None:
+    def _command(self, fill: Fill) -> Command:
         state, tags, floor = self._keys[:3]
         at = fill.position
         life_ms = min(fill.life_ms, self._retention_ms // 2)
-        pipe.execute_command(
+        return (
             "EVALSHA", _FILL.sha, 4, state, tags, floor, fill.key,
             at.epoch, at.seq, at.definition, life_ms, int(fill.replace), fill.value, *fill.tags,
         )  # fmt: skip
 
     def _count_fill(self, outcome: str) -> None:
-        self._metrics.fills.labels(self.silo, outcome).inc()
+        count = self._counted.get(outcome)
+        if count is None:
+            count = self._counted[outcome] = self._metrics.fills.labels(self.silo, outcome)
+        count.inc()
 
     # What an invalidator does
 

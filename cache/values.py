@@ -18,7 +18,7 @@ __all__ = ["VALUE_TYPES", "Index", "Malformed", "Tagger", "ValueType", "canonica
 
 # Part of every silo's definition: raise it whenever a normaliser gives another result for any input, so that tags and
 # keys made by older code are never compared with those made by newer code.
-NORMALISER_VERSION = 2
+NORMALISER_VERSION = 3
 
 
 @dataclass(frozen=True, slots=True)

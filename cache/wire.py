@@ -15,7 +15,6 @@ from typing import Any, cast
 import hiredis
 from redis._parsers import BaseParser
 from redis.asyncio import Connection
-from redis.exceptions import RedisError
 
 Command = tuple[str | int | float | bytes | memoryview, ...]
 
@@ -56,7 +55,7 @@ class Wire(asyncio.Protocol):
         return self._transport is not None and not self._transport.is_closing() and self._answered is None
 
     async def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """One reply a command, in order; raises RedisError for the first that is refused, and OSError."""
+        """One reply a command, in order, a RedisError for each that is refused; raises OSError."""
         if self._transport is None:
             raise ConnectionError("closed")
         self._replies = []
@@ -87,8 +86,7 @@ class Wire(asyncio.Protocol):
             self.close()
             return
         if len(self._replies) >= self._wanted and self._answered is not None:
-            refused = next((reply for reply in self._replies if isinstance(reply, RedisError)), None)
-            self._end(refused)
+            self._end(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._let_go()

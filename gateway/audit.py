@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -93,7 +94,10 @@ class _Entry:
 
 
 class Audit:
-    """Writes one chain: `record` returns when the row is committed, `run` is the only writer and owns the tip."""
+    """Writes one chain: `record` returns when the row is committed, `run` is the only writer and owns the tip.
+
+    `note` is for who cannot wait.
+    """
 
     def __init__(
         self,
@@ -108,28 +112,16 @@ class Audit:
         self._pool = pool
         self._metrics = metrics
         self._timeout_s = timeout_s
-        self._queue: asyncio.Queue[_Entry] = asyncio.Queue(limit)
+        # None wakes the writer when it is to end
+        self._queue: asyncio.Queue[_Entry | None] = asyncio.Queue(limit)
+        self._is_ending = False
         self._tip: tuple[int, bytes] | None = None
 
     async def record(
         self, *, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail
     ) -> None:
         """Commits one row; raises AuditUnavailable if that was not done in time, whatever the reason."""
-        row = Row(
-            at=datetime.now(UTC),
-            actor=_storable(actor),
-            action=_storable(action),
-            subject=_storable(subject),
-            outcome=_storable(outcome),
-            correlation_id=_storable(correlation_id),
-            detail={_storable(name): _plain(value) for name, value in detail.items()},
-        )
-        entry = _Entry(row, asyncio.get_running_loop().create_future())
-        try:
-            self._queue.put_nowait(entry)
-        except asyncio.QueueFull:
-            raise AuditUnavailable("too many rows are waiting") from None
-        self._metrics.audit_queue.set(self._queue.qsize())
+        entry = self._put(_row(actor, action, subject, outcome, correlation_id, detail))
         try:
             async with asyncio.timeout(self._timeout_s):
                 # a caller that is cancelled leaves its row to be written: what it describes has happened
@@ -141,20 +133,66 @@ class Audit:
             # Being written now: given up here it could be recorded twice. The writer's own deadline bounds this wait.
             await entry.committed
 
-    async def run(self) -> None:
-        """Writes until cancelled; then refuses what still waits."""
+    def note(self, *, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail) -> None:
+        """Has one row written without waiting for it: for who is being cancelled, and acknowledges nothing any more.
+
+        A row that cannot be written is only counted, as nobody is left to be told.
+        """
         try:
-            while True:
-                batch = [await self._queue.get()]
-                while len(batch) < _BATCH and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
-                # Who has given up may record the same thing again: its row must not be written as well.
-                batch = [entry for entry in batch if not entry.committed.done()]
-                if batch:
-                    await self._write(batch)
+            self._put(_row(actor, action, subject, outcome, correlation_id, detail))
+        except AuditUnavailable:
+            self._metrics.audit_failures.inc()
+
+    def _put(self, row: Row) -> _Entry:
+        entry = _Entry(row, asyncio.get_running_loop().create_future())
+        try:
+            self._queue.put_nowait(entry)
+        except asyncio.QueueFull:
+            raise AuditUnavailable("too many rows are waiting") from None
+        self._metrics.audit_queue.set(self._queue.qsize())
+        return entry
+
+    async def run(self) -> None:
+        """Writes until cancelled; then what still waits, for `timeout_s` at most, and refuses the rest.
+
+        The requests that are cut off when a process ends leave their rows last, and nobody can ask them again.
+        """
+        self._is_ending = False
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(self._write_on())
+                try:
+                    await asyncio.shield(writer)
+                except asyncio.CancelledError:
+                    await self._end(writer)
+                    raise
         finally:
-            while not self._queue.empty():
-                _refuse([self._queue.get_nowait()], "the writer has stopped")
+            self._refuse_waiting()
+
+    async def _end(self, writer: asyncio.Task[None]) -> None:
+        self._is_ending = True
+        with suppress(asyncio.QueueFull):  # then it is awake
+            self._queue.put_nowait(None)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout_s):
+                await writer
+
+    async def _write_on(self) -> None:
+        while not (self._is_ending and self._queue.empty()):
+            waiting = [await self._queue.get()]
+            while len(waiting) < _BATCH and not self._queue.empty():
+                waiting.append(self._queue.get_nowait())
+            # Who has given up may record the same thing again: its row must not be written as well.
+            batch = [entry for entry in waiting if entry is not None and not entry.committed.done()]
+            if batch:
+                await self._write(batch)
+
+    def _refuse_waiting(self) -> None:
+        while not self._queue.empty():
+            entry = self._queue.get_nowait()
+            if entry is not None and not entry.committed.done():
+                self._metrics.audit_failures.inc()
+                _refuse([entry], "the writer has stopped")
 
     async def _write(self, batch: list[_Entry]) -> None:
         started = time.perf_counter()
@@ -169,6 +207,7 @@ class Audit:
             self._metrics.audit_failures.inc(len(batch))
             _refuse(batch, "the database did not commit the row")
         except BaseException:
+            self._metrics.audit_failures.inc(len(batch))
             _refuse(batch, "the writer has stopped")
             raise
         else:
@@ -205,6 +244,18 @@ class Audit:
             [link for _, _, link in links],
         )
         self._tip = (n, previous)
+
+
+def _row(actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail) -> Row:
+    return Row(
+        at=datetime.now(UTC),
+        actor=_storable(actor),
+        action=_storable(action),
+        subject=_storable(subject),
+        outcome=_storable(outcome),
+        correlation_id=_storable(correlation_id),
+        detail={_storable(name): _plain(value) for name, value in detail.items()},
+    )
 
 
 def _storable(text: str) -> str:

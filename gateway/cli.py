@@ -209,7 +209,7 @@ def cache_warm(
     json: Json = False,
 ) -> None:
     """Ask a lookup for many keys before a rush, so that they are kept."""
-    from gateway.commands.cache import warm
+    from gateway.commands.warming import warm
 
     raise typer.Exit(asyncio.run(warm(_settings(), name, keys=keys, limit=limit, json=json)))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import orjson
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 # rich honours NO_COLOR and falls back to plain text where there is no terminal
 people = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -43,3 +46,15 @@ def shown_seconds(seconds: float) -> str:
         if seconds >= 2 * length or (seconds and seconds % length == 0):
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+@contextmanager
+def bar(label: str, *, total: int | None, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Draw a bar on a terminal; elsewhere the summary is enough."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=people, transient=True,
+        disable=not shown or not people.is_terminal,
+    ) as progress:  # fmt: skip
+        task = progress.add_task(label, total=total)
+        yield lambda number: progress.update(task, advance=number)

@@ -18,7 +18,8 @@ from aiohttp.http import RawRequestMessage
 
 from cache.answer import Answer
 from cache.group import Group, Looked
-from cache.loader import Question
+from cache.loader import Caller, Loaded
+from cache.question import Question
 from cache.store import Reading
 from gateway.api.lookups import TO_SEND_S, answered, get_lookup, time_left
 from gateway.auth import Principal, Unauthenticated
@@ -39,6 +40,7 @@ Tell = Callable[[bytes | None], None]
 _PREFIX = "/v1/lookups/"
 _TARGETS = 25_000
 _TARGET_BYTES = 16 << 20
+_WATCHED = 256
 # What a target takes beside its own text, measured and rounded up.
 _OBJECTS = 700
 
@@ -57,9 +59,14 @@ class Asked:
 
 
 class InHand:
-    """A request that waits for Redis. `tell` is called once, with its answer's bytes or None: then `finish` it."""
+    """A request that waits for Redis or for the silo. `tell` is called once, with its answer's bytes or None: then
+    `finish` it.
+    """
 
-    __slots__ = ("_asked", "_direct", "_etags", "_looked", "_question", "_started", "_tell", "exchange", "is_told")
+    __slots__ = (
+        *("_asked", "_caller", "_direct", "_etags", "_looked"),
+        *("_question", "_started", "_tell", "exchange", "is_told"),
+    )
 
     def __init__(
         self, direct: Direct, target: tuple[Asked, Question], exchange: Exchange, etags: str | None, tell: Tell
@@ -70,24 +77,58 @@ class InHand:
         self._tell = tell
         self._started = time.perf_counter()
         self._looked: Looked | None = None
+        self._caller: Caller | None = None
         self.exchange = exchange
         self.is_told = False
 
     def told(self, reading: Reading | None) -> None:
-        """Redis has answered, or will not in time."""
-        if self.is_told:
+        """Redis has answered, or is no help."""
+        if self.is_told or self._looked is not None:
             return
-        self.is_told = True
+        group = self._asked.group
         wire: bytes | None = None
         try:
-            group = self._asked.group
             self._looked = looked = group.weigh(self._question, reading, self._started)
-            answer = group.settle(looked)
-            if answer is not None:
-                wire = self._direct.answered(self._asked, answer, self.exchange, self._etags)
+            wire = self._settled(looked)
+            if wire is None:
+                self._caller = group.begin_load(looked, self._loaded)
+                if self._caller is not None:
+                    return
         # Redis's reply is for many requests: a fault of one must not cost the others theirs. It goes the long way.
         except Exception:
             log.exception("request_failed", code="internal_error")
+        self._end(wire)
+
+    def _loaded(self, outcome: Loaded | Exception) -> None:
+        """The silo has answered, or cannot."""
+        if self.is_told or self._looked is None:
+            return
+        self._looked.loaded = outcome
+        wire: bytes | None = None
+        try:
+            wire = self._settled(self._looked)
+        # As above: so is the silo's.
+        except Exception:
+            log.exception("request_failed", code="internal_error")
+        self._end(wire)
+
+    def late(self) -> None:
+        """It was not answered in time: the long way refuses it, or has something to fall back on."""
+        if self.is_told:
+            return
+        if self._caller is not None:
+            self._caller.leave()
+        self._end(None)
+
+    def _settled(self, looked: Looked) -> bytes | None:
+        answer = self._asked.group.settle(looked)
+        return None if answer is None else self._direct.answered(self._asked, answer, self.exchange, self._etags)
+
+    def _end(self, wire: bytes | None) -> None:
+        self.is_told = True
+        if wire is not None:
+            # what was found may be large, and this is looked at again when its deadline passes
+            self._looked = self._caller = None
         self._tell(wire)
 
     async def finish(self) -> web.Response:
@@ -137,6 +178,7 @@ class Direct:
         }
         self._targets: Recent[tuple[Asked, Question]] = Recent(_TARGETS, _TARGET_BYTES)
         self._waiting: deque[InHand] = deque()
+        self._most_watched = _WATCHED
         self._timer: asyncio.TimerHandle | None = None
 
     def begin(self, message: RawRequestMessage, tell: Tell) -> InHand | bytes | None:
@@ -181,9 +223,8 @@ class Direct:
             self._gate.inside -= 1
             return None
         in_hand = InHand(self, target, exchange, etags, tell)
-        if asked.group.begin(question, in_hand.told):
-            self._watch(in_hand)
-        else:
+        self._watch(in_hand)
+        if not asked.group.begin(question, in_hand.told):
             asyncio.get_running_loop().call_soon(in_hand.told, None)
         return in_hand
 
@@ -221,12 +262,16 @@ class Direct:
             self._targets.put(message.path, target, _OBJECTS + 2 * len(message.path) + 100 * len(question.tags))
         return target
 
-    # A request whose batch waits for too long is taken out of it at its deadline: one timer does for all.
+    # A request that waits for too long is taken out of its batch at its deadline: one timer does for all.
 
     def _watch(self, in_hand: InHand) -> None:
         waiting = self._waiting
         while waiting and waiting[0].is_told:
             waiting.popleft()
+        if len(waiting) >= self._most_watched:
+            # one that waits long keeps those behind it, which are over
+            self._waiting = waiting = deque([one for one in waiting if not one.is_told])
+            self._most_watched = 2 * len(waiting) + _WATCHED
         waiting.append(in_hand)
         if self._timer is None:
             self._set_timer()
@@ -239,7 +284,7 @@ class Direct:
         self._timer = None
         now = asyncio.get_running_loop().time() + TO_SEND_S
         while self._waiting and (self._waiting[0].is_told or (self._waiting[0].exchange.deadline or 0.0) <= now):
-            self._waiting.popleft().told(None)
+            self._waiting.popleft().late()
         if self._waiting:
             self._set_timer()
 

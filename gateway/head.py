@@ -14,7 +14,7 @@ from aiohttp import web
 
 from cache.answer import Answer, AsOf
 from gateway.api.lookups import answered
-from gateway.lookup import STALENESS, Lookup
+from gateway.lookup import LONGEST_AGE_S, STALENESS, Lookup
 from gateway.serving import CORRELATION, stamp
 
 _VARY_BY_ANSWER = {
@@ -27,7 +27,7 @@ _VARY_BY_ANSWER = {
 }
 # In the order of the values that `Heads.response` fills in.
 _ORDER = [*_VARY_BY_ANSWER]
-_Made = tuple[bytes, bytes]
+_Made = tuple[AsOf, bytes, bytes]
 
 
 def complete(response: web.Response, correlation_id: str) -> web.Response:
@@ -42,34 +42,33 @@ def complete(response: web.Response, correlation_id: str) -> web.Response:
 
 
 class Heads:
-    """The heads of one lookup's answers, where their staleness is measured."""
+    """The heads of one lookup's answers."""
 
     def __init__(self, lookup: Lookup) -> None:
         self._lookup = lookup
-        self._as_of: AsOf | None = None
-        self._made: dict[tuple[str, str, str | None, bool], _Made] = {}
+        # hits and misses are as of moments of their own
+        self._made: dict[tuple[str, str, str | None, bool, bool], _Made] = {}
         self._second = 0
         self._date = b""
 
     def response(self, answer: Answer, correlation_id: str, *, is_held: bool) -> bytes:
         """The whole response: 200, or 304 to a client that `is_held` says has the answer. HTTP/1.1, kept alive."""
-        if answer.as_of is not self._as_of:
-            self._as_of = answer.as_of
-            self._made.clear()
-        key = (answer.verdict, answer.source, answer.reason, is_held)
+        bound = answer.staleness_bound_ms
+        key = (answer.verdict, answer.source, answer.reason, is_held, bound is None)
         made = self._made.get(key)
-        if made is None:
+        if made is None or made[0] is not answer.as_of:
             made = self._made[key] = self._make(answer, is_held=is_held)
-        head, opening = made
-        age, bound, etag = int(answer.age_s), answer.staleness_bound_ms, answer.etag.encode()
+        _, head, opening = made
         now = int(time.time())
         if now != self._second:
             self._second, self._date = now, formatdate(now, usegmt=True).encode()
+        age = min(int(answer.age_s), LONGEST_AGE_S)
+        first = (age, answer.etag.encode()) if bound is None else (age, bound, answer.etag.encode())
+        last = (self._date, correlation_id.encode())
         if is_held:
-            return head % (age, bound, etag, self._date, correlation_id.encode())
+            return head % (first + last)
         length = len(opening) + len(answer.results) + 1
-        values = (age, bound, etag, length, self._date, correlation_id.encode())
-        return b"".join((head % values, opening, answer.results, b"}"))
+        return b"".join((head % (*first, length, *last), opening, answer.results, b"}"))
 
     def _make(self, answer: Answer, *, is_held: bool) -> _Made:
         headers = complete(answered(self._lookup, answer, "*" if is_held else None), "").headers
@@ -81,6 +80,9 @@ class Heads:
                 raise ValueError("a header of the answer holds a line break")
             lines.append(name.encode() + b": " + shown)
         varying = [name for name in headers if name in _VARY_BY_ANSWER]
-        if varying != [name for name in _ORDER if not is_held or name != "Content-Length"]:
+        absent = {"Content-Length"} if is_held else set()
+        if answer.staleness_bound_ms is None:
+            absent.add(STALENESS)
+        if varying != [name for name in _ORDER if name not in absent]:
             raise ValueError("the headers of an answer are not those that are filled in")
-        return b"\r\n".join(lines) + b"\r\n\r\n", self._lookup.opening(answer)
+        return answer.as_of, b"\r\n".join(lines) + b"\r\n\r\n", self._lookup.opening(answer)

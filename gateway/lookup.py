@@ -29,7 +29,7 @@ _CACHE_STATUS = {
     "stale": "Silogate; hit; detail=stale",
     "bypass": "Silogate; fwd=bypass",
 }
-_LONGEST_AGE_S = 2**31 - 1
+LONGEST_AGE_S = 2**31 - 1
 _PERSONAL_CACHE_CONTROL = "private, no-store"
 
 
@@ -136,7 +136,7 @@ class Lookup:
     def headers(self, answer: Answer) -> dict[str, str]:
         """The answer's headers but for the ETag, which only a GET of a public lookup has."""
         headers = {
-            "Age": str(int(min(max(answer.age_s, 0.0), _LONGEST_AGE_S))),
+            "Age": str(int(min(max(answer.age_s, 0.0), LONGEST_AGE_S))),
             # a doubt is soon over: no client keeps it
             "Cache-Control": "no-store" if answer.verdict == "cannot_tell" else self._cache_control,
             "Cache-Status": _CACHE_STATUS[answer.source],

@@ -168,6 +168,13 @@ class _Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._watch_reader(is_stalled=False)
+        in_hand, task = self._in_hand, self._task_handler
+        if in_hand is not None and in_hand.is_told:
+            # The task was woken for it, but has not come to it: aiohttp takes away now what the task would need.
+            self._in_hand = None
+            if task is not None:
+                task.cancel()
+            in_hand.drop()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:

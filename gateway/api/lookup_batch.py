@@ -15,7 +15,7 @@ from cache.answer import Answer, AsOf
 from gateway.api.lookups import JSON, time_left
 from gateway.audit import AuditUnavailable
 from gateway.context import CONTEXT
-from gateway.exchange import EXCHANGE
+from gateway.exchange import EXCHANGE, Exchange
 from gateway.limits import rate_limited, read_object, shown_name
 from gateway.lookup import Lookup
 from gateway.problems import IN_DOUBT, Problem, as_problem
@@ -62,11 +62,28 @@ async def post_lookup_batch(request: web.Request) -> web.Response:
 
 
 async def _answer(request: web.Request, item: _Item) -> bytes:
-    """The answer or the refusal as JSON. A personal question leaves one audit row, whatever becomes of it."""
+    """The answer or the refusal as JSON."""
     lookup = request.app[LOOKUPS].get(item.name)
     if lookup is None:
         unknown = Problem("unknown_lookup", "There is no lookup of this name.", field=item.pointer("lookup"))
         return _refused(request, unknown)
+    # Before anything that leaves a row, as for a single question: the rate also bounds what a key, even one that may
+    # ask nothing, writes into the audit log.
+    wait = _wait(request, lookup)
+    return _refused(request, rate_limited(wait)) if wait else await _asked(request, lookup, item)
+
+
+def _wait(request: web.Request, lookup: Lookup) -> float:
+    """Takes the key's token for one question: 0.0 when there was one, else the seconds until the next."""
+    principal = request[EXCHANGE].principal
+    wait = 0.0 if principal is None else request.app[BUCKETS].take(principal.id, lookup.rate)
+    if wait:
+        request.app[CONTEXT].metrics.rate_limited.labels(lookup.rate).inc()
+    return wait
+
+
+async def _asked(request: web.Request, lookup: Lookup, item: _Item) -> bytes:
+    """The answer or the refusal as JSON. A personal question leaves one audit row, whatever becomes of it."""
     subject = "-"
     try:
         parameters = _permitted(request, lookup, item)
@@ -74,6 +91,12 @@ async def _answer(request: web.Request, item: _Item) -> bytes:
         answer = await _ask(request, lookup, item, parameters)
         outcome: str = answer.verdict
         shown = _shown(lookup, answer)
+    except asyncio.CancelledError:
+        # The request is cut off, by its own deadline or as the process ends: the silo may have been asked, but there
+        # is no time left to wait for the row.
+        if lookup.personal:
+            request.app[CONTEXT].audit.note(**_row(request[EXCHANGE], lookup, subject, "cancelled"))
+        raise
     # Whatever goes wrong with one question is that question's answer.
     except Exception as error:
         problem = as_problem(error)
@@ -85,7 +108,7 @@ async def _answer(request: web.Request, item: _Item) -> bytes:
         outcome, shown = problem.code, _refused(request, problem)
     if lookup.personal:
         try:
-            await _record(request, lookup, subject, outcome)
+            await _record(request, _row(request[EXCHANGE], lookup, subject, outcome))
         except AuditUnavailable:
             detail = f"The audit log cannot be written. {IN_DOUBT}"
             return _refused(request, Problem("audit_unavailable", detail, field=item.pointer()))
@@ -93,14 +116,10 @@ async def _answer(request: web.Request, item: _Item) -> bytes:
 
 
 def _permitted(request: web.Request, lookup: Lookup, item: _Item) -> dict[str, Any]:
-    """The normalised parameters; raises Problem for a key that may not ask, or not now, before anything is read."""
+    """The normalised parameters; raises Problem for a key that may not ask before any of them is read."""
     principal = request[EXCHANGE].principal
     if principal is None or not principal.may_ask(lookup.scope, personal=lookup.personal):
         raise Problem("forbidden", f"The key lacks the scope {lookup.scope}.", field=item.pointer("lookup"))
-    wait = request.app[BUCKETS].take(principal.id, lookup.rate)
-    if wait:
-        request.app[CONTEXT].metrics.rate_limited.labels(lookup.rate).inc()
-        raise rate_limited(wait)
     try:
         return lookup.parameters_of(item.parameters)
     except Problem as problem:
@@ -128,16 +147,27 @@ def _min_as_of(lookup: Lookup, item: _Item) -> AsOf | None:
     return own[0] if own else None
 
 
-async def _record(request: web.Request, lookup: Lookup, subject: str, outcome: str) -> None:
-    exchange = request[EXCHANGE]
-    await request.app[CONTEXT].audit.record(
-        actor=exchange.actor,
-        action=f"lookup.{lookup.name}",
-        subject=subject,
-        outcome=outcome,
-        correlation_id=exchange.correlation_id,
-        detail={},
-    )
+async def _record(request: web.Request, row: dict[str, Any]) -> None:
+    """Commits the row; raises AuditUnavailable when that is not done while the others can still be answered.
+
+    A row that comes too late for its question is written all the same, and once: see `Audit.record`.
+    """
+    try:
+        async with asyncio.timeout(time_left(request[EXCHANGE])):
+            await request.app[CONTEXT].audit.record(**row)
+    except TimeoutError:
+        raise AuditUnavailable("the row was not committed before the request's deadline") from None
+
+
+def _row(exchange: Exchange, lookup: Lookup, subject: str, outcome: str) -> dict[str, Any]:
+    return {
+        "actor": exchange.actor,
+        "action": f"lookup.{lookup.name}",
+        "subject": subject,
+        "outcome": outcome,
+        "correlation_id": exchange.correlation_id,
+        "detail": {},
+    }
 
 
 def _shown(lookup: Lookup, answer: Answer) -> bytes:

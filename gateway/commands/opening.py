@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
+from redis.exceptions import RedisError
+
 from cache.link import RedisSkipped
 from gateway.assembly import Assembly, NotReady, assembled
 from gateway.console import fail
@@ -21,7 +23,7 @@ def said() -> Iterator[None]:
         fail(*error.problems)
     except InvalidSettings as error:
         fail(*error.problems, code=2)
-    except RedisSkipped:
+    except (RedisSkipped, RedisError):
         fail("Redis cannot be used at SILOGATE_REDIS_URL; `silogate doctor` says more")
     except DATABASE_ERRORS as error:
         # never the driver's whole text: an address may hold a password

@@ -43,7 +43,12 @@ async def try_lookup(settings: Settings, name: str, given: Sequence[str], *, res
         declared = the_lookup(lookups_of(assembly.folders), name)
         values = _values(declared, given)
         async with asking(assembly, CacheMetrics(CollectorRegistry())) as lookups:
-            tried = await _run(assembly, lookups, declared, values)
+            lookup = Lookup(declared, lookups.groups[name], assembly.ring.hmac)
+            try:
+                parameters = lookup.parameters_of(values)
+            except Problem as problem:
+                fail(f"{name}: {problem.field or 'parameters'}: {problem.detail}", code=2)
+            tried = await _run(assembly, lookups, lookup, parameters)
     if isinstance(tried, str):
         fail(f"{name}: {tried}")
     if json:
@@ -113,16 +118,10 @@ _SOURCES = {
 }
 
 
-async def _run(
-    assembly: Assembly, lookups: Asking, declared: LookupDeclaration, values: Mapping[str, object]
-) -> _Tried | str:
+async def _run(assembly: Assembly, lookups: Asking, lookup: Lookup, parameters: Mapping[str, object]) -> _Tried | str:
     """Run the parts that this lookup needs for as long as one answer takes."""
+    declared = lookup.declaration
     group = lookups.groups[declared.name]
-    lookup = Lookup(declared, group, assembly.ring.hmac)
-    try:
-        parameters = lookup.parameters_of(values)
-    except Problem as problem:
-        return f"{problem.field or 'parameters'}: {problem.detail}"
     async with asyncio.TaskGroup() as background:
         running = [background.create_task(lookups.cases.run())]
         parts = lookups.silos.get(declared.definition.silo)
@@ -158,6 +157,7 @@ async def _read(store: Store, question: Question) -> tuple[float | None, Reading
 async def _audit(assembly: Assembly, subject: str, name: str) -> None:
     """Leave the row that a personal question leaves, whoever asks it."""
     audit = Audit(assembly.pool, metrics=EdgeMetrics(CollectorRegistry(), "cli"))
+    failure: AuditUnavailable | None = None
     async with asyncio.TaskGroup() as writing:
         writer = writing.create_task(audit.run())
         try:
@@ -169,8 +169,13 @@ async def _audit(assembly: Assembly, subject: str, name: str) -> None:
                 correlation_id=str(uuid4()),
                 detail={},
             )
+        except AuditUnavailable as error:
+            # raised after the group, which would wrap it
+            failure = error
         finally:
             writer.cancel()
+    if failure is not None:
+        raise failure
 
 
 def _values(declared: LookupDeclaration, given: Sequence[str]) -> dict[str, object]:

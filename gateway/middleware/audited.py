@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 from aiohttp import web
 
 from gateway.audit import AuditUnavailable
@@ -21,6 +24,12 @@ async def audited(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     try:
         response = await handler(request)
+    except asyncio.CancelledError:
+        # The process ends: what was begun may have been read or done, but there is no time left to wait for the row.
+        if not exchange.audited:
+            exchange.audited = True
+            request.app[CONTEXT].audit.note(**_row(exchange, action, "cancelled"))
+        raise
     # Whatever goes wrong leaves its row, and is then raised as what it was.
     except Exception as error:
         if not exchange.audited:
@@ -36,17 +45,21 @@ async def record(request: web.Request, action: str, outcome: str) -> None:
     exchange = request[EXCHANGE]
     exchange.audited = True
     try:
-        await request.app[CONTEXT].audit.record(
-            actor=exchange.actor,
-            action=action,
-            subject=exchange.subject,
-            outcome=outcome,
-            correlation_id=exchange.correlation_id,
-            detail=exchange.detail,
-        )
+        await request.app[CONTEXT].audit.record(**_row(exchange, action, outcome))
     except AuditUnavailable as error:
         detail = f"The audit log cannot be written. {IN_DOUBT}"
         raise Problem("audit_unavailable", detail, headers={"Retry-After": "1"}) from error
+
+
+def _row(exchange: Exchange, action: str, outcome: str) -> dict[str, Any]:
+    return {
+        "actor": exchange.actor,
+        "action": action,
+        "subject": exchange.subject,
+        "outcome": outcome,
+        "correlation_id": exchange.correlation_id,
+        "detail": exchange.detail,
+    }
 
 
 def _action(request: web.Request, exchange: Exchange) -> str | None:

@@ -180,7 +180,8 @@ class Faults:
 
     async def _silo_away(self) -> int:
         """Nothing of the silo can be reached for longer than a caller with an old answer is made to wait."""
-        proxies = [self.servers.write, *(standby.read for standby in self.servers.standbys)]
+        servers = self.servers
+        proxies = [servers.write, servers.follow, *(standby.read for standby in servers.standbys)]
         before = self.stress.history.sources["stale"] + self.stress.unanswered
         for proxy in proxies:
             proxy.shut(True)
@@ -202,6 +203,9 @@ class Faults:
             )
         lost = self.stress.history.fork(timeline, seq, epochs)
         fallen = self.servers.switch(standby)
+        # Lost numbers are given anew while Redis still follows the old primary: an epoch must tell the two apart.
+        await self._written(lost + 5)
+        self.servers.follow_primary()
         await until(self._new_timeline_known)
         self.amounts["questions to a dead replica"] += await self._ask_the_dead(fallen)
         async with self.servers.connect(fallen.primary, self._database) as connection:

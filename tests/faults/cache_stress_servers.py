@@ -70,6 +70,8 @@ class StressServers:
             return Proxy(port, random.Random(f"{seed} {port}"))
 
         self.write = proxy(self.primary.port)
+        # Those who follow the primary have a way of their own: they may be the last to hear of a promotion.
+        self.follow = proxy(self.primary.port)
         self.redis = proxy(self.valkey.port)
         self.redis_link = proxy(self.valkey.port)
         self.standbys = []
@@ -79,7 +81,13 @@ class StressServers:
 
     @property
     def proxies(self) -> list[Proxy]:
-        return [self.write, self.redis, self.redis_link, *(p for s in self.standbys for p in (s.read, s.link))]
+        return [
+            self.write,
+            self.follow,
+            self.redis,
+            self.redis_link,
+            *(p for s in self.standbys for p in (s.read, s.link)),
+        ]
 
     def _replica(self, name: str, port: int, primary: Primary | Replica, link: Proxy) -> Replica:
         made = Replica(self.root, port, self.cluster, primary, name=name, through=lambda: link.port)
@@ -153,6 +161,10 @@ class StressServers:
         self.primary = standby.server
         self.write.lead_to(self.primary.port)
         return fallen
+
+    def follow_primary(self) -> None:
+        """Lead whoever follows the primary to the present one."""
+        self.follow.lead_to(self.primary.port)
 
     async def renew(self, fallen: Fallen) -> None:
         """Make the servers of the ended timeline replicas of the present primary, from nothing."""

@@ -75,7 +75,8 @@ def worlds(database: Database, redis_url: str, proxy: Proxy) -> list[World]:
 
 async def _stressed(worlds: list[World], weakness: Weakness, proxy: Proxy, stack: Stack, *, writes: int) -> Stress:
     await worlds[0].prepare()
-    stress = Stress(worlds, SEED, writes=writes, until_caught=True)
+    # Hits to judge, however slow the machine is, and fills that a change was quicker than.
+    stress = Stress(worlds, SEED, writes=writes, needs={"hit": 20}, until_caught=True)
     await stress.prepare()
     async with running(worlds):
         await worlds[0].settled()
@@ -109,7 +110,6 @@ async def test_validated_reads_have_no_such_weakness(
     _, weakness = WEAK[name]
     stress = await _stressed(worlds, weakness, proxy, stack, writes=WRITES // 4)
     assert stress.history.violations == []
-    assert stress.history.sources["hit"] > 10, stress.summary()
     assert stress.fills()["tag"] > 0, stress.summary()
 
 

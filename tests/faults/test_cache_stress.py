@@ -76,11 +76,13 @@ async def test_no_answer_is_older_than_its_as_of(
 ) -> None:
     """Whatever happens to the servers, an answer has every change up to its as-of, and is no older than it says."""
     share, mixes = PHASES[phase]
-    url = stressed.url(stressed.write.port, database)
+    url, followed = (stressed.url(proxy.port, database) for proxy in (stressed.write, stressed.follow))
     replica_urls = [stressed.url(standby.read.port, database) for standby in stressed.standbys]
     redis_url = f"redis://127.0.0.1:{stressed.redis.port}/0"
     # Redis is left alone for less than a second, or there would be little time with it between the faults.
     worlds = [World(Database(url, replica_urls[0]), redis_url, replica_urls=replica_urls, skip_s=0.2) for _ in range(2)]
+    for world in worlds:
+        world.invalidator = Invalidator("town", followed, world.store, world.metrics, poll_s=0.02)
     await worlds[0].prepare()
     writes = int(WRITES * share)
     needs = {"hit": writes // 4, "miss": writes // 4, "stale": int(phase == "postgres")}
@@ -89,7 +91,7 @@ async def test_no_answer_is_older_than_its_as_of(
     faults = Faults(stress, stressed, database, SEED)
     async with running(worlds):
         for world in worlds:
-            world.run(Invalidator("town", url, world.make_store(), world.metrics, poll_s=0.005).run())
+            world.run(Invalidator("town", followed, world.make_store(), world.metrics, poll_s=0.005).run())
         await worlds[0].settled()
         async with asyncio.TaskGroup() as tasks:
             telling = tasks.create_task(_tell(phase, stress, faults, capfd))

@@ -120,7 +120,10 @@ async def test_a_value_that_the_driver_cannot_write_fails_alone(world: World, *,
 
 
 async def test_one_by_one_answers_are_the_same_and_each_says_when(world: World) -> None:
-    """While rows change, every answer of a pipeline is right for the position that it bears."""
+    """While rows change, every answer of a pipeline is right for the position that it bears.
+
+    One that another had left in Redis a moment before bears the position of Redis, which may be behind it.
+    """
     apart = replace(BY_UPRN, name="apart", ttl_s=0.001, soft_ttl_s=0.001, stale_for_s=0)
     world.group(apart).batched = False
     changed = {n: await world.put("address", address(n, CRABTREE, "0")) for n in range(10, 30)}
@@ -136,10 +139,13 @@ async def test_one_by_one_answers_are_the_same_and_each_says_when(world: World) 
     while not changing.done():
         answers += await asyncio.gather(*(world.ask(apart, n) for n in versions))
     await changing
+    loaded = 0
     for n, answer in zip([*versions] * (len(answers) // 20), answers, strict=True):
-        right = max((version for version in versions[n] if version[0] <= answer.as_of.seq), default=None)
-        assert right is not None
-        assert rows(answer)[0]["address"] == right[1]
+        right = max(seq for seq, _ in versions[n] if seq <= answer.as_of.seq)
+        shown = [seq for seq, text in versions[n] if text == rows(answer)[0]["address"]]
+        assert shown == [right] if answer.source != "hit" else max(shown) >= right, answer
+        loaded += answer.source != "hit"
+    assert loaded > 100
     whole = await asyncio.gather(*(world.ask(BY_UPRN, n) for n in versions))
     assert [rows(one) for one in await asyncio.gather(*(world.ask(apart, n) for n in versions))] == [
         rows(one) for one in whole

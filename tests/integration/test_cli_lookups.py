@@ -10,7 +10,7 @@ import pytest
 
 from gateway.dev.addresses import Database, Servers
 from tests.command_line import run
-from tests.council import Town, town
+from tests.council import Town, town, until
 
 _TOILET = "60002210"
 
@@ -63,7 +63,7 @@ async def test_try_says_where_the_answer_came_from(here: Town) -> None:
     assert "hit: from the cache" in shown.words
     assert "MONKS" in shown.data
     wrong = await run(environment, "lookups", "try", "asset-by-uprn", "Monks")
-    assert wrong.code == 1
+    assert wrong.code == 2
     assert "uprn" in wrong.words
     assert "Monks" not in wrong.words
 
@@ -91,7 +91,9 @@ async def test_the_cache_is_filled_looked_at_and_emptied(here: Town) -> None:
     environment = here.council.environment
     warmed = await run(environment, "cache", "warm", "asset-by-uprn", "--json")
     assert warmed.code == 0, warmed.words
-    assert json.loads(warmed.data)["miss"] == 13
+    assert {name: json.loads(warmed.data)[name] for name in ("asked", "kept", "not_kept")} == {
+        "asked": 13, "kept": 13, "not_kept": 0,
+    }  # fmt: skip
 
     async def kept() -> dict[str, object]:
         printed = await run(environment, "cache", "stats", "--json")
@@ -125,3 +127,43 @@ async def test_only_what_can_be_kept_is_warmed(here: Town, tmp_path: Path) -> No
     wrong = await run(environment, "cache", "warm", "asset-by-uprn", "--keys", str(keys))
     assert wrong.code == 2
     assert f"{keys}:2: " in wrong.words.replace("\n", "")
+
+
+async def test_what_is_away_is_named_in_a_sentence(here: Town) -> None:
+    """Redis or the audit table away: an exit code and a sentence; a warmed cache that keeps nothing is a failure."""
+    without_redis = {**here.council.environment, "SILOGATE_REDIS_URL": "redis://127.0.0.1:1/0"}
+    for command in (("cache", "stats"), ("cache", "purge", "assets")):
+        found = await run(without_redis, *command)
+        assert found.code == 1
+        assert "Redis cannot be used" in found.words
+        assert "Traceback" not in found.words
+    warmed = await run(without_redis, "cache", "warm", "asset-with-reports", "--json")
+    assert warmed.code == 1
+    assert json.loads(warmed.data)["not_kept"] == 13
+    await here.sql("alter table gateway.audit rename to elsewhere")
+    question = json.dumps({"nino": "QQ123456C", "date_of_birth": "1980-01-31"})
+    tried = await run(here.council.environment, "lookups", "try", "claim-already-open", "-", stdin=question)
+    await here.sql("alter table gateway.elsewhere rename to audit")
+    assert tried.code == 1
+    assert "leaves an audit row" in tried.words
+    assert "Traceback" not in tried.words
+
+
+async def test_stats_fails_while_redis_follows_another_epoch(here: Town) -> None:
+    """A state of an epoch that is not the silo's own counts as not followed, whatever its number."""
+    environment = here.council.environment
+
+    async def followed() -> bool | None:
+        printed = await run(environment, "cache", "stats", "--json")
+        assert printed.code == (0 if all(row["followed"] for row in json.loads(printed.data)) else 1)
+        return True if printed.code == 0 else None
+
+    await until("every silo followed", followed)
+    for child in here.children:
+        await child.stop()
+    await here.sql("update silo_assets.progress set epoch = 'another'")
+    printed = await run(environment, "cache", "stats", "--json")
+    assert printed.code == 1
+    rows = {row["silo"]: row for row in json.loads(printed.data)}
+    assert (rows["assets"]["followed"], rows["assets"]["behind"]) == (False, None)
+    assert rows["claims"]["followed"] is True

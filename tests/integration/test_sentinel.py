@@ -274,3 +274,30 @@ async def test_the_canary_is_read_as_any_lookup(world: World) -> None:
         return world.counted("silogate_canary_age_seconds", silo=SILO) > 0.5
 
     await until(read)
+
+
+async def test_an_epoch_that_redis_does_not_follow_yet_accuses_nobody(world: World) -> None:
+    """While the silo has begun an epoch and Redis is at the old one, answers of the old one are no violation."""
+    world.run(world.store.run())
+    world.run(world.silo.run())
+    await world.put("address", address(1, "BN15 9JB", "1 Marsh Street"))
+    async with world.follower() as follower:
+        while await follower.step():
+            pass
+    await world.stored(BY_POSTCODE, "BN15 9JB")
+    state = await world.state()
+    assert state is not None
+    async with world.connect() as connection:
+        # as a load too large for tags leaves it: other rows, and an epoch in place of a list
+        await connection.execute("update address set address = 'elsewhere'")
+        await connection.execute("update progress set epoch = md5(random()::text), seq = seq + 1, id = 'large'")
+    primary = primary_of(world)
+    await primary.open()
+    try:
+        change = Change(state.epoch, state.seq, (world.tagger.table_tag("address"),), 0, 0.0)
+        assert await AnswerLayer(world.silo, [world.group(BY_POSTCODE)], primary).has(change) == "unknown"
+        await world.redis.delete(f"silogate:{{{SILO}}}:tags")
+        # without the tags no reader takes an entry, so nobody is answered wrongly
+        assert await RedisLayer(world.store).has(change) == "unknown"
+    finally:
+        await primary.close()
