@@ -15,7 +15,7 @@ import orjson
 
 from cache.link import RedisSkipped
 from cache.metrics import CacheMetrics
-from cache.server import DATABASE_ERRORS
+from cache.server import DATABASE_ERRORS, UNREADABLE
 from cache.state import Position, State, word
 from cache.store import Store
 
@@ -130,7 +130,7 @@ class Invalidator:
         except _Unprepared:
             self._failed("unprepared")
             return _PAUSE_AFTER_ERROR_S
-        except DATABASE_ERRORS:
+        except (*DATABASE_ERRORS, *UNREADABLE):
             self._failed("primary")
             await self.close()
             return _PAUSE_AFTER_ERROR_S

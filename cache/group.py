@@ -116,7 +116,7 @@ class Group:
             # The tags in Redis were made in another way: they say nothing about ours.
             return Looked(question, started)
         if reading.raw is None:
-            return Looked(question, started, state)
+            return self._missed(question, reading, state, started)
         try:
             entry = self._codec.unpack(reading.raw, reading.key)
         except Broken as broken:
@@ -124,10 +124,16 @@ class Group:
             # a copy: the same question may be asked again, when what Redis holds is sound
             return Looked(replace(question, replace=True), started, state)
         if entry.seq < reading.newest:
-            return Looked(question, started, state)
+            return self._missed(question, reading, state, started)
         if self._l1 is not None:
             self._l1.keep(question.digest, question.tags, entry, state)
         return Looked(question, started, state, entry)
+
+    def _missed(self, question: Question, reading: Reading, state: State, started: float) -> Looked:
+        """Without an entry, but perhaps with what landed a moment ago. Tags say nothing without the epoch's mark."""
+        landed = self._silo.loader.landed
+        loaded = landed.get(question.digest, state.epoch, reading.newest) if reading.guarded else None
+        return Looked(question, started, state, loaded=loaded)
 
     def begin_load(self, looked: Looked, told: Callable[[Loaded | Exception], None]) -> Caller | None:
         """Ask the silo what Redis has no answer to; `told`, which must not raise, gets what it says later.
@@ -266,7 +272,7 @@ class Group:
     async def _found(self, looked: Looked, kept: Kept | None, wanted: AsOf | None, deadline: float) -> Found:
         if isinstance(looked.loaded, Exception):
             raise looked.loaded
-        if looked.loaded is not None:
+        if looked.loaded is not None and (wanted is None or _meets(looked.loaded.position, wanted)):
             return self._from_loaded(looked.loaded, looked.source)
         return await self._load(looked.question, looked.state, kept, wanted, deadline)
 
@@ -298,7 +304,8 @@ class Group:
         position = loaded.position
         if loaded.from_primary:
             as_of_ms, measured = loaded.now.timestamp() * 1000, True
-            age_ms = self._clock() * 1000 - as_of_ms
+            # Not by the two clocks: one that runs ahead of ours would make any answer new.
+            age_ms = (time.monotonic() - loaded.sent) * 1000
         else:
             latest, now_ms = self._store.latest, self._store.now_ms()
             measured = latest is not None and position.epoch == latest.epoch and position.seq >= latest.seq

@@ -11,12 +11,14 @@ from itertools import islice
 from typing import Any, Protocol
 
 from cache.definition import MOST_ROWS
+from cache.landed import Landed
 from cache.limit import Begun, ConcurrencyLimit
 from cache.metrics import CacheMetrics
 from cache.question import Question
 from cache.server import TOO_SLOW, Poisoned
 from cache.singleflight import Flight, SingleFlight
 from cache.state import Position
+from cache.unavailable import AnswerTooLarge, NobodyWaits, NotPrepared, QueryRefused, SiloUnavailable
 
 __all__ = [
     "AnswerTooLarge",
@@ -43,25 +45,11 @@ _WAITING_REFRESHES = 500
 _PARTS, _PARTS_OF_SLOW = 2, 16
 
 
-class SiloUnavailable(Exception):
-    """Nothing could answer in time. The message holds nothing of the question."""
-
-
-class QueryRefused(SiloUnavailable):
-    """The lookup's SQL does not fit this silo, which is well."""
-
-
-class AnswerTooLarge(SiloUnavailable):
-    """More rows than an answer may have."""
-
-
-class NotPrepared(Exception):
-    """The silo's tables are not there yet: it was never loaded."""
-
-
 @dataclass(slots=True)
 class Loaded:
     """An answer out of the silo, with the position of the snapshot that it was read in.
+
+    The snapshot was taken after `sent`, which is by this process's own clock, `time.monotonic`; `now` is Postgres's.
 
     Nobody changes one, but for `etag`: whoever needs it first makes it. It is not frozen because one is made for every
     question, and freezing it is most of that.
@@ -72,24 +60,30 @@ class Loaded:
     applied_at: dt.datetime
     now: dt.datetime
     from_primary: bool
+    sent: float
     etag: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One row a question, in their order, and the position that each was read at: the oldest first."""
+    """One row a question, in their order, and the position that each was read at: the oldest first.
+
+    All were read after `sent`, by `time.monotonic`.
+    """
 
     rows: Sequence[Mapping[str, Any]]
     positions: Sequence[Position]
     from_primary: bool
+    sent: float
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], *, from_primary: bool) -> Batch:
+    def of(cls, rows: Sequence[Mapping[str, Any]], *, from_primary: bool, sent: float) -> Batch:
         """At least one row, each with the columns of `progress`."""
         first, last = Position.of(rows[0]), Position.of(rows[-1])
         # Nearly always one snapshot: an applier that changes the position twice between two rows changes the seq.
         same = first == last
-        return cls(rows, [first] * len(rows) if same else [Position.of(row) for row in rows], from_primary)
+        positions = [first] * len(rows) if same else [Position.of(row) for row in rows]
+        return cls(rows, positions, from_primary, sent)
 
     @property
     def oldest(self) -> Position:
@@ -201,6 +195,7 @@ class Loader:
         self._fetch = fetch
         self._metrics = metrics
         self._flights: SingleFlight[_Key, Loaded] = SingleFlight()
+        self.landed = Landed()
         self._live, self._refreshes = _Waiting(), _Waiting()
         self._limit = ConcurrencyLimit(queries)
         self._wake = asyncio.Event()
@@ -318,7 +313,7 @@ class Loader:
     def _still_wanted(self, jobs: list[_Job]) -> list[_Job]:
         for job in jobs:
             if not job.flight.wanted:
-                self._flights.crash(job.key, SiloUnavailable("nobody waits for it"))
+                self._flights.crash(job.key, NobodyWaits("nobody waits for it"))
         return [job for job in jobs if not job.flight.landed]
 
     def _split(self, jobs: list[_Job], poisoned: Poisoned) -> list[list[_Job]]:
@@ -353,7 +348,7 @@ class Loader:
             self._limit.leave() if poisoned.sqlstate != TOO_SLOW else self._limit.end(begun, kind, failed=False)
             return poisoned
         except Exception as error:  # noqa: BLE001 - it goes to everyone who waits, and the next batch may fare better
-            if isinstance(error, (NotPrepared, QueryRefused)):
+            if isinstance(error, (NobodyWaits, NotPrepared, QueryRefused)):
                 self._limit.leave()
             else:
                 self._limit.end(begun, kind, failed=True)
@@ -380,8 +375,11 @@ class Loader:
             if row["n"] > MOST_ROWS:
                 self._flights.crash(job.key, AnswerTooLarge(f"the answer has more than {MOST_ROWS} rows"))
                 continue
-            loaded = Loaded(row["body"].encode(), position, row["applied_at"], row["now"], batch.from_primary)
+            times = row["applied_at"], row["now"]
+            loaded = Loaded(row["body"].encode(), position, *times, batch.from_primary, batch.sent)
             self._flights.land(job.key, loaded)
+            if not job.key[1]:
+                self.landed.put(job.question.digest, loaded)
             landed.append((job.question, loaded))
         return landed
 

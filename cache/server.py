@@ -22,6 +22,8 @@ _STEP, _QUANTILE = 0.1, 0.95
 # Whatever a call to a database raises when it fails. OSError: a time-out is one. InternalClientError: what asyncpg 0.32
 # makes of the server's last words on a connection that was idle or is cut in mid-query.
 DATABASE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+# What asyncpg 0.32 makes of a row whose bytes are not what their lengths say.
+UNREADABLE = (AssertionError, BufferError)
 
 
 class ServerFailed(Exception):
@@ -146,7 +148,7 @@ class Server:
                     failure = _failure(error.sqlstate or "")
                 except ValueError:
                     failure = Poisoned("22000")  # the driver cannot even write the value
-        except DATABASE_ERRORS as error:
+        except (*DATABASE_ERRORS, *UNREADABLE) as error:
             failure = ServerFailed(type(error).__name__)
         # Raised out here so that the driver's error, and the values in its message, are not attached to it.
         raise failure

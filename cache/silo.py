@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import time
@@ -14,13 +15,14 @@ import asyncpg
 
 from cache.answer import Verdict
 from cache.limit import HedgeBudget, NegativeCap
-from cache.loader import AnswerTooLarge, Batch, Loadable, Loader, NotPrepared, QueryRefused, SiloUnavailable
+from cache.loader import Batch, Loadable, Loader
 from cache.metrics import CacheMetrics
 from cache.replicas import Replicas, has
 from cache.server import TOO_SLOW, Poisoned, Refused, Server, ServerFailed
 from cache.singleflight import Flight
 from cache.standing import MOST_REJECTS, STANDING_SQL, Standing
 from cache.state import Position
+from cache.unavailable import AnswerTooLarge, NobodyWaits, NotPrepared, QueryRefused, SiloUnavailable
 from cache.values import Tagger
 
 __all__ = ["AnswerTooLarge", "NotPrepared", "Silo", "SiloUnavailable"]
@@ -30,7 +32,7 @@ _LOOK_EVERY_S = 1.0
 _LOOK_AGAIN_S = 0.1
 _LOOK_TIMEOUT_S = 1.0
 _LOOKS_APART_S = 0.02
-# No batch is asked a second time sooner than this: the first one has to connect, and a cold key is to cost one query.
+# No batch is asked a second time sooner than this: a cold key is to cost one query.
 _LATE_S = 0.2
 _POSITION_SQL = "select epoch, seq, id, definition from progress"
 _PREPARED_SQL = "select to_regclass('progress') is not null as prepared"
@@ -90,7 +92,7 @@ class Silo:
         self._now = now
         self._unprepared = False
         self._look = asyncio.Event()
-        self._next_look: Flight[bool] = Flight()
+        self._next_look: Flight[None] = Flight()
 
     async def run(self) -> None:
         """Keep the connections, answer batches and watch the servers, until cancelled."""
@@ -120,10 +122,11 @@ class Silo:
         """The answers to all questions. Ones older than `at_least` are given only when another replica's are no newer.
 
         `wanted` is asked before each attempt; `hedged` lets a second server be asked where the first takes unusually
-        long. Raises SiloUnavailable, NotPrepared, or Poisoned.
+        long. Raises SiloUnavailable, NobodyWaits among them, NotPrepared, or Poisoned.
         """
         older: Batch | None = None
         slow: Poisoned | None = None
+        left: NobodyWaits | None = None
         others = 0
         rest = iter(self._servers.order(at_least, primary=primary))
         for server in rest:
@@ -131,7 +134,8 @@ class Silo:
             if older is not None and (server is self._primary or others > 0):
                 break
             if not wanted():
-                raise SiloUnavailable("nobody waits for it")
+                left = NobodyWaits("nobody waits for it")
+                break
             others += older is not None
             try:
                 if hedged:
@@ -150,7 +154,7 @@ class Silo:
                 return batch
             older = batch if older is None or has(batch.oldest, older.oldest) else older
         if older is None:
-            raise slow or SiloUnavailable("no server of the silo answers")
+            raise left or slow or SiloUnavailable("no server of the silo answers")
         return older
 
     def judge_now(
@@ -165,16 +169,17 @@ class Silo:
     ) -> tuple[Verdict, str | None] | None:
         """What `judge` says where it has nothing to wait for; None where it has."""
         known = self.standing
-        if known is None or self._must_look(known, negative=negative, epoch=epoch, seq=seq):
-            return None
         limit = self.max_age_s if max_age_s is None else max_age_s
+        if known is None or self._must_look(known, negative=negative, epoch=epoch, seq=seq, limit=limit):
+            return None
         return known.judge(
             negative=negative, epoch=epoch, seq=seq, tags=tags, tables=tables, max_age_s=limit, now=self._now()
         )
 
     @staticmethod
-    def _must_look(known: Standing, *, negative: bool, epoch: str, seq: int) -> bool:
-        return (negative or known.load_id is None) and not known.covers(epoch, seq)
+    def _must_look(known: Standing, *, negative: bool, epoch: str, seq: int, limit: float | None) -> bool:
+        is_unplaced = limit is not None and not known.knows(epoch)
+        return (negative or known.load_id is None or is_unplaced) and not known.covers(epoch, seq)
 
     async def judge(
         self,
@@ -190,17 +195,19 @@ class Silo:
         """The verdict on an answer at that position, and the reason if it is `cannot_tell`.
 
         An answer newer than what is known of the silo has to wait, until `deadline`, for another look: the load that
-        it comes from may have completed the silo, or put the answer in doubt.
+        it comes from may have completed the silo, or put the answer in doubt. What no look covers is never `not_found`.
         """
         known = self.standing
-        if known is None or self._must_look(known, negative=negative, epoch=epoch, seq=seq):
-            seen = await self._look_again(deadline)
-            if not seen and known is not None and negative:
-                return "cannot_tell", "unknown"
-        if self.standing is None:
-            return "cannot_tell", "not_loaded" if self._unprepared else "unknown"
         limit = self.max_age_s if max_age_s is None else max_age_s
-        return self.standing.judge(
+        if known is None or self._must_look(known, negative=negative, epoch=epoch, seq=seq, limit=limit):
+            await self._look_again(deadline)
+            known = self.standing
+        if known is None:
+            return "cannot_tell", "not_loaded" if self._unprepared else "unknown"
+        if negative and not known.covers(epoch, seq):
+            # The look failed, or showed a replica that is behind, or the answer is of a timeline that has ended.
+            return "cannot_tell", "unknown"
+        return known.judge(
             negative=negative, epoch=epoch, seq=seq, tags=tags, tables=tables, max_age_s=limit, now=self._now()
         )
 
@@ -217,8 +224,11 @@ class Silo:
         self._hedges.earn()
         if self._tasks is None or not self._servers.replicas:
             return await self._ask(server, lookup, questions)
+        late_s = self._timeout_s / 2
+        if server.position is not None:
+            # Before its first answer it has to connect, which takes more than a query, and no second server less.
+            late_s = min(late_s, max(server.p95_s, _LATE_S))
         asked = {self._tasks.create_task(self._outcome(server, lookup, questions))}
-        late_s = min(max(server.p95_s, _LATE_S), self._timeout_s / 2)
         done, asked = await asyncio.wait(asked, timeout=late_s)
         if asked and (second := self._second(rest)) is not None:
             self._metrics.hedges.labels(self.name).inc()
@@ -241,7 +251,9 @@ class Silo:
     ) -> Batch | Exception:
         try:
             return await self._ask(server, lookup, questions)
-        except (ServerFailed, Poisoned, NotPrepared, SiloUnavailable) as error:
+        # Whatever it is, it goes to the loader, which fails this batch alone, as it does where nothing is hedged. From
+        # a task of this silo's group it would end the silo, and with it the process.
+        except Exception as error:  # noqa: BLE001
             return error
 
     async def _ask(self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]]) -> Batch:
@@ -264,7 +276,7 @@ class Silo:
         self._count("answered", started)
         if len(rows) != len(questions):
             raise NotPrepared
-        batch = Batch.of(rows, from_primary=server is self._primary)
+        batch = Batch.of(rows, from_primary=server is self._primary, sent=started)
         server.took(time.monotonic() - started)
         self._servers.answered(server, batch.positions[-1], seconds=time.monotonic() - started)
         return batch
@@ -305,21 +317,20 @@ class Silo:
                 replica.position = None
             await asyncio.sleep(pause_s)
 
-    async def _look_again(self, deadline: float) -> bool:
-        """Whether the primary could be looked at, after this call, before the deadline."""
+    async def _look_again(self, deadline: float) -> None:
+        """Wait for a look that began after this call, whatever came of it, or for the deadline."""
         flight = self._next_look
         self._look.set()
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                return await flight.wait()
-        except TimeoutError:
-            return False
+                await flight.wait()
 
     async def _keep_looking(self) -> None:
         while True:
             self._look.clear()
             flight, self._next_look = self._next_look, Flight()
-            flight.land(await self._looked())
+            await self._look_now()
+            flight.land(None)
             await asyncio.sleep(_LOOKS_APART_S)
             try:
                 async with asyncio.timeout(_LOOK_EVERY_S):
@@ -327,11 +338,8 @@ class Silo:
             except TimeoutError:
                 continue
 
-    async def _looked(self) -> bool:
-        """Read completeness, age and doubts; True if it was the primary that answered.
-
-        A replica does for want of it, but may not have the last load yet.
-        """
+    async def _look_now(self) -> None:
+        """Read completeness, age and doubts at the primary, or at a replica, which may not have the last load yet."""
         known = self.standing.load_id if self.standing is not None else None
         for server in (self._primary, *self._servers.replicas):
             try:
@@ -342,12 +350,11 @@ class Silo:
             except Refused as refused:
                 if not refused.table_missing:
                     _log.error("silo_cannot_be_looked_at", extra={"silo": self.name, "sqlstate": refused.sqlstate})
-                    return False
+                    return
                 rows = []
             self._servers.answered(server, Position.of(rows[0]) if rows else None)
             self._stand(rows[0] if rows else None)
-            return server is self._primary
-        return False
+            return
 
     def _stand(self, row: Mapping[str, Any] | None) -> None:
         self._unprepared = row is None

@@ -22,7 +22,8 @@ select p.epoch, p.seq, p.id, p.definition, l.id as load_id, l.source_time,
         select coalesce(json_agg(json_build_array(r.table_name, r.tags)), '[]')
         from (select table_name, tags from reject where load_id = l.id limit $2::int8) r
     )::text end as rejects,
-    array(select distinct table_name from reject where load_id = l.id) as rejected_tables
+    array(select distinct table_name from reject where load_id = l.id) as rejected_tables,
+    (select b.id from load b where b.completed is not null and b.id < l.id order by b.id desc limit 1) as load_before
 from progress p
 left join lateral (
     select id, source_time from load where completed is not null order by id desc limit 1
@@ -68,7 +69,7 @@ class Standing:
     """What one look at the silo's primary showed. `since` is the seq at which its newest load was first seen.
 
     `earlier` and `earlier_time` are of the load before it, which this process saw from `known_from` on. What is older
-    than that may lack rows whose rejection nobody here remembers.
+    than that may lack rows whose rejection nobody here remembers, and may be of a source of any age.
     """
 
     epoch: str
@@ -93,6 +94,8 @@ class Standing:
             return replace(before, epoch=epoch, seq=seq, load_id=row["load_id"], source_time=row["source_time"])
         found = [] if tolerant else [(table, tags) for table, tags in orjson.loads(row["rejects"] or "[]")]
         tables = () if tolerant else row["rejected_tables"]
+        # A load that came and went between two looks has left no doubts here, and what it was of is not known.
+        is_next = before is not None and before.load_id is not None and before.load_id == row["load_before"]
         return cls(
             epoch=epoch,
             seq=seq,
@@ -103,12 +106,16 @@ class Standing:
             earlier_time=before.source_time if before is not None else row["source_time"],
             since_epoch=epoch,
             since=seq,
-            known_from=before.since if before is not None else seq,
+            known_from=before.since if before is not None and is_next else seq,
         )
 
     def covers(self, epoch: str, seq: int) -> bool:
         """Whether this was seen at that position or later."""
         return epoch == self.epoch and seq <= self.seq
+
+    def knows(self, epoch: str) -> bool:
+        """Whether a position of that epoch can be placed before or after the newest load."""
+        return epoch in {self.epoch, self.since_epoch}
 
     def doubts_at(self, epoch: str, seq: int) -> Doubts:
         """What was in doubt at that position: before the newest load, also what the one before it had rejected.
@@ -118,7 +125,7 @@ class Standing:
         return self.doubts if self._is_newest(epoch, seq) else self.doubts | self.earlier
 
     def _is_newest(self, epoch: str, seq: int) -> bool:
-        return seq >= self.since and epoch in {self.epoch, self.since_epoch}
+        return seq >= self.since and self.knows(epoch)
 
     def judge(
         self,
@@ -134,12 +141,13 @@ class Standing:
         """The verdict on an answer at that position, and why it is `cannot_tell`."""
         if self.load_id is None:
             return "cannot_tell", "not_loaded"
+        is_known = seq >= self.known_from and self.knows(epoch)
         time = self.source_time if self._is_newest(epoch, seq) else self.earlier_time
-        if max_age_s is not None and (time is None or (now - time).total_seconds() > max_age_s):
+        if max_age_s is not None and (not is_known or time is None or (now - time).total_seconds() > max_age_s):
             return "cannot_tell", "too_old"
         if not negative:
             return "found", None
-        if seq < self.known_from:
+        if not is_known:
             return "cannot_tell", "unknown"
         if self.doubts_at(epoch, seq).touch(tags, tables):
             return "cannot_tell", "doubtful"

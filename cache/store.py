@@ -17,7 +17,7 @@ from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError, OutOfMemoryError
 
-from cache.batch import Batcher
+from cache.batch import Batcher, Sizes
 from cache.definition import LONGEST_LIFE_S
 from cache.link import RedisLink, RedisSkipped
 from cache.metrics import CacheMetrics
@@ -30,6 +30,9 @@ _KEYS_A_BATCH = 200
 _WAITING_READS = 20_000
 _FILLS_A_BATCH = 50
 _WAITING_FILLS = 2_000
+# All the fills of a batch are sent within _SCRIPT_TIMEOUT_S, or none of them counts.
+_BYTES_A_BATCH = 4 << 20
+_WAITING_BYTES = 32 << 20
 _FEED_LENGTH = 1_000
 _SCRIPT_TIMEOUT_S = 1.0
 
@@ -113,7 +116,11 @@ class Store:
             self._serve_reads, workers=2, most=_KEYS_A_BATCH, waiting=_WAITING_READS
         )
         self._fills: Batcher[None, Fill] = Batcher(
-            self._serve_fills, workers=1, most=_FILLS_A_BATCH, waiting=_WAITING_FILLS
+            self._serve_fills,
+            workers=1,
+            most=_FILLS_A_BATCH,
+            waiting=_WAITING_FILLS,
+            sizes=Sizes(lambda fill: len(fill.value), _BYTES_A_BATCH, _WAITING_BYTES),
         )
 
     async def run(self) -> None:

@@ -121,7 +121,15 @@ class Audit:
         self, *, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail
     ) -> None:
         """Commits one row; raises AuditUnavailable if that was not done in time, whatever the reason."""
-        entry = self._put(_row(actor, action, subject, outcome, correlation_id, detail))
+        row = _row(
+            actor=actor,
+            action=action,
+            subject=subject,
+            outcome=outcome,
+            correlation_id=correlation_id,
+            detail=detail,
+        )
+        entry = self._put(row)
         try:
             async with asyncio.timeout(self._timeout_s):
                 # a caller that is cancelled leaves its row to be written: what it describes has happened
@@ -138,8 +146,16 @@ class Audit:
 
         A row that cannot be written is only counted, as nobody is left to be told.
         """
+        row = _row(
+            actor=actor,
+            action=action,
+            subject=subject,
+            outcome=outcome,
+            correlation_id=correlation_id,
+            detail=detail,
+        )
         try:
-            self._put(_row(actor, action, subject, outcome, correlation_id, detail))
+            self._put(row)
         except AuditUnavailable:
             self._metrics.audit_failures.inc()
 
@@ -246,7 +262,7 @@ class Audit:
         self._tip = (n, previous)
 
 
-def _row(actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail) -> Row:
+def _row(*, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail) -> Row:
     return Row(
         at=datetime.now(UTC),
         actor=_storable(actor),

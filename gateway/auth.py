@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import re
@@ -15,6 +16,9 @@ from typing import TypedDict
 
 import asyncpg
 
+from cache.server import leased
+from streams.outages import DATABASE_AWAY, DATABASE_ERRORS
+
 _BEARER = re.compile(r"(?i:Bearer) +sg_([a-z0-9]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
 _SCOPE = re.compile(r"lookups:(?:\*|[a-z][a-z0-9-]{0,62})|cases:read|cases:write|events:read|admin:read")
 SCOPES = "lookups:<name>, lookups:*, cases:read, cases:write, events:read and admin:read"
@@ -22,7 +26,12 @@ _ALPHABET = "abcdefghjkmnpqrstvwxyz0123456789"
 # A revoked key dies within KEEP_S. A flood of unknown keys costs the database at most one query per GAP_S.
 KEEP_S = 5.0
 GAP_S = 0.1
+# While the database is away nobody can revoke a key in it either, so those it knew last are let in for this long.
+OUTAGE_S = 600.0
+_RENEW_EVERY_S = 2.0
 _QUERY_S = 2.0
+# With the pause before it, well within KEEP_S: that the database is away is known before the snapshot is too old.
+_READ_S = 1.0
 # Each key can be written in few ways; whoever finds more of them gains nothing by it.
 _MOST_PROVEN, _LONGEST_PROVEN = 1_000, 128
 ALL_LOOKUPS = "lookups:*"
@@ -88,8 +97,9 @@ class ApiKeys:
     """The keys in the table `api_key`, read as one snapshot: there are tens of them, not millions.
 
     A key in the snapshot costs no query; one that it lacks waits for a snapshot taken after the request came, so a new
-    key works at once. If the table cannot be read, `principal` raises what the driver raised: nobody gets in on an old
-    snapshot for longer than KEEP_S.
+    key works at once. Nobody gets in on a snapshot older than KEEP_S, unless the database has failed to answer within
+    KEEP_S: then the keys known last are let in for OUTAGE_S, counted from the snapshot, and no request of theirs waits.
+    Whoever else cannot be checked gets what the driver raised. `run` keeps the snapshot new.
     """
 
     def __init__(self, pool: asyncpg.Pool, clock: Callable[[], float] = time.monotonic) -> None:
@@ -97,13 +107,14 @@ class ApiKeys:
         self._clock = clock
         self._lock = asyncio.Lock()
         self._taken = float("-inf")
+        self._failed = float("-inf")
         self._keys: Mapping[str, tuple[bytes, Principal]] = {}
         # Headers found valid by the snapshot at hand: to hash each again takes longer than all else about a known key.
         self._proven: dict[str, Principal] = {}
 
     def known(self, header: str | None) -> Principal | None:
         """Who the header stands for by the snapshot at hand, without waiting; None leaves it to `principal`."""
-        if header is None or self._clock() - self._taken > KEEP_S:
+        if header is None or not self._is_usable():
             return None
         proven = self._proven.get(header)
         if proven is not None:
@@ -124,11 +135,23 @@ class ApiKeys:
         if match is None:
             raise Unauthenticated("malformed")
         arrived = self._clock()
-        if arrived - self._taken > KEEP_S:
-            await self._refresh(arrived - KEEP_S)
+        if not self._is_usable():
+            try:
+                await self._refresh(arrived - KEEP_S)
+            except DATABASE_AWAY:
+                if not self._is_usable():
+                    raise
         if match[1] not in self._keys:
             await self._refresh(arrived)
         return self._check(match[1], match[2])
+
+    async def run(self) -> None:
+        """Renew the snapshot until cancelled: no request has to wait for that, and least of all in an outage."""
+        while True:
+            # Whoever asks meanwhile is told what is wrong, where it is of consequence.
+            with contextlib.suppress(*DATABASE_ERRORS):
+                await self._refresh(self._clock())
+            await asyncio.sleep(_RENEW_EVERY_S)
 
     async def add(self, name: str, scopes: Iterable[str]) -> str:
         """Makes a key and returns its token, which cannot be shown again; raises InvalidScope and UnnamedKey."""
@@ -175,6 +198,10 @@ class ApiKeys:
             raise Unauthenticated("wrong_secret")
         return principal
 
+    def _is_usable(self) -> bool:
+        now = self._clock()
+        return now - self._taken <= (OUTAGE_S if now - self._failed <= KEEP_S else KEEP_S)
+
     async def _refresh(self, since: float) -> None:
         async with self._lock:
             if self._taken >= since:
@@ -183,10 +210,16 @@ class ApiKeys:
             if wait > 0:
                 await asyncio.sleep(wait)
             taken = self._clock()
-            rows = await self._pool.fetch(_SELECT, timeout=_QUERY_S)
+            try:
+                async with asyncio.timeout(_READ_S), leased(self._pool) as connection:
+                    rows = await connection.fetch(_SELECT)
+            except DATABASE_AWAY:
+                self._failed = self._clock()
+                raise
             self._keys = {
                 row["id"]: (row["secret_sha256"], Principal(row["id"], row["name"], frozenset(row["scopes"])))
                 for row in rows
             }
             self._proven = {}
             self._taken = taken
+            self._failed = float("-inf")

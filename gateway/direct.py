@@ -21,11 +21,11 @@ from cache.group import Group, Looked
 from cache.loader import Caller, Loaded
 from cache.question import Question
 from cache.store import Reading
-from gateway.api.lookups import TO_SEND_S, answered, get_lookup, time_left
+from gateway.api.lookups import answered, get_lookup, time_left
 from gateway.auth import Principal, Unauthenticated
 from gateway.context import CONTEXT
 from gateway.declarations import TODAY
-from gateway.exchange import Exchange
+from gateway.exchange import TO_SEND_S, Exchange
 from gateway.head import Heads, complete
 from gateway.lookup import MIN_AS_OF, Lookup, matches
 from gateway.middleware.observe import CLIENT_CLOSED, correlation_id_of, deadline_of, observed

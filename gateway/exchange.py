@@ -9,6 +9,9 @@ from aiohttp import web
 from gateway.auth import Principal
 from gateway.route import Route
 
+# Kept back from the deadline, so that an answer or a refusal at the last moment still goes out.
+TO_SEND_S = 0.05
+
 
 @dataclass(slots=True)
 class Exchange:

@@ -130,6 +130,16 @@ class _Connection(RequestHandler):
 
     def _told(self, wire: bytes | None) -> None:
         """What was in hand has its answer, or else the task has to find it."""
+        try:
+            self._deal_with(wire)
+        # Whoever tells it has answers for other connections too, from Redis or the silo: a fault of this one must not
+        # end that. What this client is owed is not known now, so it is owed nothing more.
+        except Exception:
+            log.exception("connection_failed")
+            if self.transport is not None:
+                self.transport.abort()
+
+    def _deal_with(self, wire: bytes | None) -> None:
         in_hand, waiter = self._in_hand, self._waiter
         if in_hand is None:
             return
@@ -141,13 +151,18 @@ class _Connection(RequestHandler):
         if wire is None:
             in_hand.drop()
         elif self.transport is not None:
-            self._send(wire)
+            # Sending may let aiohttp read on and so come back here: the next request is taken below, once.
+            self._going_on = True
+            try:
+                self._send(wire)
+            finally:
+                self._going_on = False
         self._request_in_progress = False
         if self._handler_waiter is not None and not self._handler_waiter.done():
             self._handler_waiter.set_result(None)
         if self._close:
             self.close()
-        elif self.transport is not None and self._messages:
+        elif self.transport is not None and self._messages and self._in_hand is None:
             self._go_on()
 
     async def _finish(self, _request: web.BaseRequest) -> web.StreamResponse:
@@ -168,13 +183,15 @@ class _Connection(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._watch_reader(is_stalled=False)
-        in_hand, task = self._in_hand, self._task_handler
+        in_hand, waiter, task = self._in_hand, self._waiter, self._task_handler
+        is_woken = waiter is not None and waiter.done()
         if in_hand is not None and in_hand.is_told:
-            # The task was woken for it, but has not come to it: aiohttp takes away now what the task would need.
             self._in_hand = None
-            if task is not None:
-                task.cancel()
             in_hand.drop()
+            is_woken = True
+        if is_woken and task is not None:
+            # Woken within this turn, it has not come to its request yet: what it needs for that is taken away now.
+            task.cancel()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -190,7 +207,18 @@ class _Connection(RequestHandler):
             self._stalled.cancel()
             self._stalled = None
         if is_stalled and self.transport is not None:
-            self._stalled = self._loop.call_later(_STALLED_S, self.transport.abort)
+            left = self.transport.get_write_buffer_size()
+            self._stalled = self._loop.call_later(_STALLED_S, self._cut_if_stalled, left)
+
+    def _cut_if_stalled(self, before: int) -> None:
+        """A slow reader is one that takes something; who takes nothing is cut off."""
+        if self.transport is None:
+            return
+        left = self.transport.get_write_buffer_size()
+        if left < before:
+            self._stalled = self._loop.call_later(_STALLED_S, self._cut_if_stalled, left)
+        else:
+            self.transport.abort()
 
     def handle_error(
         self,

@@ -60,12 +60,13 @@ def build_worker_app(health: Health, registry: CollectorRegistry) -> web.Applica
 
 
 async def run_edge(context: Context) -> None:
-    """What must run beside the public application: audit writer, live tail, probes, loop watch. Ends when cancelled."""
+    """What must run beside the public application: audit, live tail, probes, keys, loop watch. Ends when cancelled."""
     await context.blobs.sweep()
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(context.audit.run(), name="audit")
         tasks.create_task(context.live.run(), name="live")
         tasks.create_task(context.health.run(), name="health")
+        tasks.create_task(context.keys.run(), name="keys")
         tasks.create_task(context.metrics.watch_loop(), name="loop lag")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import asyncpg
 
 from cache.definition import LookupDefinition, compile_sql, quoted
+from cache.examine.collations import Collations, collations
 from cache.examine.finding import Finding
 from cache.examine.functions import check_functions
 from cache.examine.indexes import check_indexes, judge_batch
@@ -110,7 +111,8 @@ class _Examination:
             return self._examined(tags=tags)
         await self._check_tables(general, tree)
         if self._tagger is not None:
-            self._findings += check_tags_of(self._definition, self._tagger, self._own(general))
+            own = self._own(general, await collations(self._connection, tree))
+            self._findings += check_tags_of(self._definition, self._tagger, own)
         tables = tuple(dict.fromkeys(scan.table for scan in general.scans))
         if any(finding.code in ("two_silos", "system_table", "bookkeeping") for finding in self._findings):
             return self._examined(tables=tables, tags=tags, plan=general.shown)
@@ -147,7 +149,8 @@ class _Examination:
             self._say(
                 "warning",
                 "functions_unknown",
-                "the server did not send the statement's tree (is there a pooler between?): functions were not checked",
+                "the server did not send the statement's tree (is there a pooler between?): functions and collations"
+                " were not checked",
             )
             return Node()
         if functions:
@@ -183,11 +186,10 @@ class _Examination:
 
     # Its tables
 
-    def _own(self, plan: Plan) -> Plan:
+    def _own(self, plan: Plan, compared_by: Collations) -> Plan:
         schema = f"silo_{self._definition.silo}"
-        return Plan(
-            tuple(scan for scan in plan.scans if scan.schema == schema and scan.table not in _BOOKKEEPING), plan.kinds
-        )
+        scans = tuple(scan for scan in plan.scans if scan.schema == schema and scan.table not in _BOOKKEEPING)
+        return Plan(scans, plan.kinds, compared_by)
 
     async def _check_tables(self, plan: Plan, tree: Node) -> None:
         """Every relation is the silo's own: those of the plan, and those the planner found to be without effect."""

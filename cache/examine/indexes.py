@@ -11,8 +11,9 @@ from typing import Any
 import asyncpg
 
 from cache.definition import CircleTag, LookupDefinition, compile_sql, quoted
+from cache.examine.conditions import bare, split
 from cache.examine.finding import Finding
-from cache.examine.plan import Plan, Scan, bare, explained, split
+from cache.examine.plan import Plan, Scan, explained
 from cache.examine.samples import Key, arrays
 from cache.examine.trial import Trial, slower
 

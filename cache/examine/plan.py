@@ -6,16 +6,15 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
 
+from cache.examine.collations import Collations
+from cache.examine.conditions import beginning, distance, equality, split, tied
+
 _CONDITIONS = ("Filter", "Index Cond", "Recheck Cond", "TID Cond")
-_CAST = re.compile(
-    r'::(?:"[^"]+"|[a-z_][\w.]*(?: varying| precision| with(?:out)? time zone)?)'
-    r"(?:\(\d+(?:,\d+)?\))?(?:\[\])*"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +31,17 @@ class Scan:
     narrowed: bool
     shown: str
 
-    def equals(self, column: str, number: int, others: frozenset[int]) -> bool:
-        """True if only rows count whose column equals the parameter `$number`, or one of `others` is null."""
-        return any(self._holds(condition, column, number, others) for condition in self.conditions)
+    def equals(self, column: str, number: int, postgres_type: str, absent: frozenset[int]) -> bool:
+        """True if only rows count whose column equals the parameter `$number`, or one of `absent` is null."""
+        return tied(self.conditions, equality(self.alias, column, number, postgres_type), absent)
 
-    def _holds(self, condition: str, column: str, number: int, others: frozenset[int]) -> bool:
-        free = {f"${other} IS NULL" for other in others}
-        branches = [branch for branch in split(condition, " OR ") if bare(branch) not in free]
-        return bool(branches) and all(self._is_equal(branch, column, number) for branch in branches)
+    def begins(self, column: str, number: int, absent: frozenset[int]) -> bool:
+        """True if only rows count whose column begins with the text `$number`, by code points."""
+        return tied(self.conditions, beginning(self.alias, column, number), absent)
 
-    def _is_equal(self, branch: str, column: str, number: int) -> bool:
-        # A cast that makes two values one, such as to a whole number, `citext` or `char(8)`, would give a row that the
-        # parameter's tag does not stand for. Those of a parameter fail or change nothing.
-        name = rf'\(*"?{re.escape(self.alias)}"?\."?{re.escape(column)}"?\)*(?:::(?:text|character varying))?\)*'
-        value = rf"\(*\${number}\)*(?:::(?!\S*citext)[a-z][a-z ]*)?\)*"
-        return re.fullmatch(rf"{name} = {value}|{value} = {name}", branch.strip()) is not None
+    def is_near(self, columns: Sequence[str], numbers: Sequence[int], absent: frozenset[int]) -> bool:
+        """True if only rows count whose easting and northing are within a circle of easting, northing and metres."""
+        return tied(self.conditions, distance(self.alias, columns, numbers), absent)
 
     def column_of(self, number: int) -> str | None:
         """The column that the parameter `$number` is compared with, if there is one."""
@@ -57,19 +52,17 @@ class Scan:
                     return found[1]
         return None
 
-    def mentions(self, columns: Sequence[str], numbers: Sequence[int]) -> bool:
-        """True if the conditions speak of all of these columns and parameters, in whatever way."""
-        said = " ".join(condition for condition in self.conditions).replace('"', "")
-        words = [*(rf"\b{self.alias}\.{column}\b" for column in columns), *(rf"\${number}\b" for number in numbers)]
-        return all(re.search(word, said) for word in words)
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All scans of a statement, with those of its sub-plans, and the kinds of its nodes."""
+    """All scans of a statement, with those of its sub-plans, and the kinds of its nodes.
+
+    A plan does not show by which collation texts are compared; `collations` are those of the statement, if known.
+    """
 
     scans: tuple[Scan, ...]
     kinds: frozenset[str]
+    collations: Collations = field(default_factory=Collations)
 
     @property
     def shown(self) -> str:
@@ -131,44 +124,3 @@ def _scan(node: Mapping[str, Any]) -> Scan:
         narrowed=narrowed,
         shown=how,
     )
-
-
-def split(condition: str, word: str) -> list[str]:
-    """The parts that the word joins at the outermost level."""
-    text = condition.strip()
-    while text.startswith("(") and _closes_at(text) == len(text) - 1:
-        text = text[1:-1].strip()
-    parts, depth, start, at = [], 0, 0, 0
-    while at < len(text):
-        letter = text[at]
-        if letter in "'\"":
-            at = text.find(letter, at + 1)
-            if at < 0:
-                break
-        depth += (letter == "(") - (letter == ")")
-        if depth == 0 and text.startswith(word, at):
-            parts.append(text[start:at])
-            start = at + len(word)
-            at = start - 1
-        at += 1
-    return [*parts, text[start:]]
-
-
-def _closes_at(text: str) -> int:
-    """Where the bracket that opens the text is closed."""
-    depth, quote = 0, ""
-    for at, letter in enumerate(text):
-        if quote:
-            quote = "" if letter == quote else quote
-        elif letter in "'\"":
-            quote = letter
-        else:
-            depth += (letter == "(") - (letter == ")")
-            if depth == 0:
-                return at
-    return -1
-
-
-def bare(condition: str) -> str:
-    """The condition without casts, brackets and quotation marks, for comparing it with a simple form."""
-    return re.sub(r"[()\"]", "", _CAST.sub("", condition)).strip()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cache.definition import CircleTag, IndexTag, LookupDefinition, TableTag, TagRule
+from cache.definition import BELOW, CircleTag, IndexTag, LookupDefinition, TableTag, TagRule, rule_parameters
 from cache.examine.finding import Finding
 from cache.examine.plan import Plan
 from cache.values import NAME_BUCKET, TILE_M, Index, Tagger
@@ -49,11 +49,13 @@ def _rule(definition: LookupDefinition, tagger: Tagger, plan: Plan, table: str) 
             message = f"drops every stored answer at any change to {table}; enough is:  {yaml_line(table, better)}"
         yield Finding("note", "whole_table_tag", message, about="tags")
     elif not fits(definition, tagger.indexes[table][rule.index], rule, plan, table):
+        wanted = _condition(definition, tagger, table, rule)
         yield Finding(
             "error",
             "tag_too_narrow",
             f"the tag of {table} promises that only rows {which(tagger, table, rule)} matter, but the plan reads"
-            f" {table} without that condition. Put it where {table} is read, or declare:  {yaml_line(table, better)}",
+            f" {table} without a condition that says so for every row. Put {wanted}"
+            f" where {table} is read, or declare:  {yaml_line(table, better)}",
             about="tags",
         )
 
@@ -61,17 +63,23 @@ def _rule(definition: LookupDefinition, tagger: Tagger, plan: Plan, table: str) 
 def fits(definition: LookupDefinition, index: Index, rule: IndexTag | CircleTag, plan: Plan, table: str) -> bool:
     """True if every place that reads the table takes only rows that the rule's tags stand for."""
     place = {name: number for number, name in enumerate(definition.parameters, 1)}
+    names = rule_parameters(rule)
+    numbers = [place[name] for name in names]
     scans = plan.of(table)
-    if isinstance(rule, CircleTag):
-        numbers = [place[name] for name in (rule.easting, rule.northing, rule.metres)]
-        return all(scan.mentions(index.columns, numbers) for scan in scans)
-    numbers = [place[name] for name in rule.parameters]
-    if index.kind == "name":
-        return all(scan.mentions(index.columns, numbers) for scan in scans)
     # With a parameter left out the group takes the table's tag.
     absent = frozenset(numbers)
-    pairs = list(zip(index.columns, numbers, strict=True))
-    return all(scan.equals(column, number, absent) for scan in scans for column, number in pairs)
+    if isinstance(rule, CircleTag):
+        return all(scan.is_near(index.columns, numbers, absent) for scan in scans)
+    pairs = [
+        (column, place[name], definition.parameters[name].postgres_type)
+        for column, name in zip(index.columns, names, strict=True)
+    ]
+    exact, by_code_points = plan.collations.exact, plan.collations.by_code_points
+    return all(
+        (exact and all(scan.equals(*pair, absent) for pair in pairs))
+        or (index.kind == "name" and by_code_points and scan.begins(index.columns[0], numbers[0], absent))
+        for scan in scans
+    )
 
 
 def derived(definition: LookupDefinition, tagger: Tagger, plan: Plan, table: str) -> TagRule:
@@ -129,3 +137,16 @@ def which(tagger: Tagger, table: str, rule: IndexTag | CircleTag) -> str:
     if tagger.indexes[table][rule.index].kind == "name":
         return f"whose {columns[0]} begins with the same {NAME_BUCKET} letters"
     return f"with this {' and '.join(columns)}"
+
+
+def _condition(definition: LookupDefinition, tagger: Tagger, table: str, rule: IndexTag | CircleTag) -> str:
+    """The condition that the rule stands on, as it is written in SQL."""
+    index = tagger.indexes[table][rule.index]
+    pairs = list(zip(index.columns, rule_parameters(rule), strict=False))
+    if isinstance(rule, CircleTag):
+        total = " + ".join(f"({column} - :{name}) ^ 2" for column, name in pairs)
+        return f"`{total} <= :{rule.metres} ^ 2` (a box reaches beyond the circle)"
+    column, name = pairs[0]
+    if index.kind == "name" and definition.parameters[name].name == "prefix":
+        return f'`{column} collate "C" >= :{name} and {column} collate "C" < :{name}{BELOW}`'
+    return f"`{' and '.join(f'{column} = :{name}' for column, name in pairs)}`"

@@ -27,8 +27,9 @@ for i = 7, #ARGV do
   end
 end
 if ARGV[5] ~= '1' then
-  local head = redis.call('GETRANGE', KEYS[4], 0, 9)
-  if #head == 10 and struct.unpack('>I8', head, 3) > seq then
+  -- What is of another type was not written by this protocol: it gives way.
+  local head = redis.pcall('GETRANGE', KEYS[4], 0, 9)
+  if type(head) == 'string' and #head == 10 and struct.unpack('>I8', head, 3) > seq then
     return 'kept'
   end
 end

@@ -9,15 +9,13 @@ from aiohttp import hdrs, web
 
 from cache.answer import Answer
 from gateway.context import CONTEXT
-from gateway.exchange import EXCHANGE, Exchange
+from gateway.exchange import EXCHANGE, TO_SEND_S, Exchange
 from gateway.limits import read_object
 from gateway.lookup import MIN_AS_OF, Lookup, matches
 from gateway.problems import Problem
 from gateway.serving import LOOKUPS
 
 JSON = "application/json"
-# Kept back from the deadline, so that an answer found at the last moment still goes out.
-TO_SEND_S = 0.05
 
 
 async def list_lookups(request: web.Request) -> web.Response:

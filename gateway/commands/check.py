@@ -16,7 +16,7 @@ from cache.examine.examine import Examined
 from cache.examine.finding import Finding
 from gateway.console import as_json, fail, people, say
 from gateway.declarations import LookupDeclaration
-from gateway.examining import examine_lookup, lookup_connection
+from gateway.examining import TooSlow, examine_lookup, lookup_connection
 from gateway.integrations import Folders, read_folders, tagger_of
 from gateway.lookup_files import read_lookup
 from gateway.settings import Settings
@@ -104,7 +104,7 @@ async def _try_all(settings: Settings, folders: Folders, tried: list[_Tried], ad
                 # A connection each: what one lookup does to its session is nothing to the next.
                 async with lookup_connection(settings, silo) as connection:
                     one.found = await examine_lookup(connection, one.declared, one.definition, tagger)
-            except TimeoutError:
+            except TooSlow:
                 late = Finding("error", "too_slow", "could not be tried within its time; is the database busy?")
                 one.found = Examined(findings=(late,))
             except DATABASE_ERRORS as error:

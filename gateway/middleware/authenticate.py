@@ -8,7 +8,7 @@ from aiohttp import hdrs, web
 
 from gateway.auth import Unauthenticated
 from gateway.context import CONTEXT
-from gateway.exchange import EXCHANGE
+from gateway.exchange import EXCHANGE, TO_SEND_S, Exchange
 from gateway.problems import Problem
 from gateway.route import Handler
 
@@ -27,10 +27,17 @@ async def authenticate(request: web.Request, handler: Handler) -> web.StreamResp
         try:
             exchange.principal = context.keys.known(header)
             if exchange.principal is None:
-                async with asyncio.timeout(_AUTH_S):
+                async with asyncio.timeout(_time_for(exchange)):
                     exchange.principal = await context.keys.principal(header)
         except Unauthenticated as error:
             context.metrics.auth_failures.labels(error.reason).inc()
             detail = "Send a valid API key as a bearer token."
             raise Problem("unauthenticated", detail, field=hdrs.AUTHORIZATION, headers=_CHALLENGE) from None
     return await handler(request)
+
+
+def _time_for(exchange: Exchange) -> float:
+    """In seconds: the refusal of a key that cannot be checked leaves before the deadline, too."""
+    if exchange.deadline is None:
+        return _AUTH_S
+    return min(_AUTH_S, exchange.deadline - TO_SEND_S - asyncio.get_running_loop().time())

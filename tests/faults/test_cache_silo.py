@@ -248,13 +248,11 @@ async def test_a_connection_reset_in_mid_row_is_no_answer(database: Database, re
                 cuts = gate.cuts
                 found = await asyncio.gather(*(world.ask(UNKEPT, n) for n in asked), return_exceptions=True)
                 assert gate.cuts == cuts + 1
-                refused = [one for one in found if not isinstance(one, Answer)]
-                assert {type(one) for one in refused} == ({SiloUnavailable} if "silo_url" in urls else set())
-                if refused:
-                    found = await asyncio.gather(*(world.ask(UNKEPT, n) for n in asked))
-                assert [rows(one)[0]["address"] for one in found if isinstance(one, Answer)] == [
-                    f"House {n}" for n in asked
-                ]
+                refused = {type(one) for one in found if not isinstance(one, Answer)}
+                assert refused == ({SiloUnavailable} if "silo_url" in urls else set())
+                again = await asyncio.gather(*(world.ask(UNKEPT, n) for n in asked))
+                for one, n in zip([*found, *again], [*asked, *asked], strict=True):
+                    assert not isinstance(one, Answer) or rows(one)[0]["address"] == f"House {n}"
                 async with world.connect() as connection:
                     await connection.execute("drop schema silo_town cascade")
     finally:
@@ -306,9 +304,10 @@ async def test_a_hung_silo_takes_nothing_of_another(
             await until(stuck)
             meanwhile = sorted([await _timed(well, 1 + n % 100) for n in range(300)])
             assert meanwhile[-10] < max(0.2, 20 * usual[50])
+            assert meanwhile[-1] < 1.5, "nobody waits for the time-out of the other's servers"
             assert gate.connections <= 8 + 2 + 1
             refused = await asyncio.gather(*asked, return_exceptions=True)
-            assert time.monotonic() - started < 2 + 8
+            assert time.monotonic() - started < 2 + 5
             assert {type(one) for one in refused} == {SiloUnavailable}
             assert sum("too many" in str(one) for one in refused) >= 1000
             assert ill.counted("silogate_silo_limit", silo="town") <= 2
@@ -326,8 +325,7 @@ async def test_a_hung_silo_takes_nothing_of_another(
             await gate.shut()
 
 
-CANCELLED = 18_000
-_AT_ONCE = 250
+CANCELLED, _AT_ONCE = 18_000, 250
 
 
 @pytest.mark.timeout(300)
@@ -359,8 +357,10 @@ async def test_eighteen_thousand_cancelled_reads_leave_nothing_and_nobody_gets_a
                 except (asyncio.CancelledError, SiloUnavailable):
                     cut += 1
 
+        used_s = time.process_time()
         while cut < CANCELLED:
             await asyncio.gather(*(one() for _ in range(2000)))
+        assert time.process_time() - used_s < 12  # three times what they take of this process's CPU
         assert whole > 1000
 
         async def idle() -> bool:

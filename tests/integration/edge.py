@@ -175,6 +175,16 @@ class Edge:
         receipt: dict[str, Any] = await response.json()
         return receipt
 
+    def cut_off(self) -> None:
+        """Cancels every request in flight, as aiohttp does when a process has waited for them long enough."""
+        runner = self.public.server.runner
+        assert runner is not None
+        assert runner.server is not None
+        for connection in runner.server.connections:
+            task = connection._task_handler
+            if connection._current_request is not None and task is not None:
+                task.cancel()
+
     def metric(self, name: str, **labels: str) -> float:
         """What /metrics would say now."""
         return self.context.metrics.registry.get_sample_value(name, labels) or 0.0

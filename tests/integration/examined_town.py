@@ -49,6 +49,9 @@ create index on person (code);
 create index on person (ward);
 create table street (usrn int8 primary key, name text);
 insert into street select g, 'Street ' || g from generate_series(1, 100) g;
+create collation loosely (provider = libc, locale = 'C');
+-- as those of ICU can be, which not every server is built with
+update pg_collation set collisdeterministic = false where collname = 'loosely';
 create table parking (bay int8 primary key);
 create view numbered as select *, row_number() over (order by holder, number) as place from person;
 create view seen_today as select * from person where seen::date = current_date;

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import logging
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
 from cache.definition import TableTag
+from cache.group import Group
 from cache.loader import AnswerTooLarge, Loaded, Question
 from cache.silo import SiloUnavailable
 from cache.values import VALUE_TYPES
@@ -218,6 +221,21 @@ async def test_errors_and_logs_hold_no_value_that_was_asked_by(world: World, cap
         assert "QQ123456C" not in str(error)
         error = error.__cause__ or error.__context__
     assert "QQ123456C" not in caplog.text
+
+
+@pytest.mark.parametrize("ahead_s", [-3600, 3600], ids=["behind", "ahead"])
+async def test_the_age_of_the_primary_s_answer_is_measured_by_one_clock(world: World, ahead_s: float) -> None:
+    """How this process's clock and Postgres's differ makes an answer neither new nor old: it was asked a moment ago."""
+
+    def clock() -> float:
+        return time.time() + ahead_s
+
+    group = Group(SLOW, world.silo, world.store, world.ring, world.metrics, clock=clock)
+    answer = await group.answer({"postcode": CRABTREE}, timeout_s=5)
+    assert 0.3 <= answer.age_s < 5
+    assert answer.staleness_bound_ms is not None
+    assert answer.as_of.time is not None
+    assert abs((dt.datetime.now(dt.UTC) - answer.as_of.time).total_seconds()) < 60
 
 
 async def test_a_deadline_is_kept_for_each_caller(world: World) -> None:

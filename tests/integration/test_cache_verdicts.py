@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+import cache.silo
+from cache.state import State
 from gateway.dev.addresses import Database
 from tests.integration.cache_world import BY_POSTCODE, BY_UPRN, CONTAINING, NEAR, SCHEMA, World, address, rows, until
 
@@ -129,6 +133,36 @@ async def test_rejects_tagged_under_another_definition_put_their_tables_in_doubt
     world.start()
     await world.settled()
     assert (await world.ask(BY_POSTCODE, ELM)).reason == "doubtful"
+
+
+async def test_a_load_that_came_and_went_between_two_looks_leaves_a_doubt(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An answer out of it may lack what it rejected, and nobody here has seen what that was."""
+    monkeypatch.setattr(cache.silo, "_LOOK_EVERY_S", 60.0)
+    world.silo.max_age_s = None
+    await world.prepare()
+    world.start()
+    first = await world.settled()
+    assert await world.silo.judge(**_absent(first)) == ("not_found", None)
+    await world.load(rejects=[("address", sorted(world.tagger.row_tags("address", address(2, ELM, "Elm House"))))])
+    between = await world.settled()
+    async with world.connect() as connection:
+        await connection.execute("insert into load (started) values (now())")
+    await world.load()
+    assert await world.silo.judge(**_absent(between)) == ("cannot_tell", "unknown")
+    seen = await world.settled()
+    assert await world.silo.judge(**_absent(seen)) == ("not_found", None)
+    await world.load()
+    assert await world.silo.judge(**_absent(await world.settled())) == ("not_found", None)
+    assert await world.silo.judge(**_absent(seen)) == ("not_found", None)
+
+
+def _absent(state: State) -> dict[str, Any]:
+    """What a verdict is asked for: nothing was found at that position."""
+    deadline = asyncio.get_running_loop().time() + 5
+    where: dict[str, Any] = {"epoch": state.epoch, "seq": state.seq, "tags": [], "tables": ["address"]}
+    return where | {"negative": True, "max_age_s": None, "deadline": deadline}
 
 
 async def test_found_and_not_found_of_the_same_rows_have_other_etags(world: World) -> None:

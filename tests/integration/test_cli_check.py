@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from cache.examine.examine import Examined
+from gateway.commands.check import check_folders
+from gateway.declarations import LookupDeclaration
 from gateway.dev.addresses import Database, Servers
 from gateway.dev.council import INTEGRATIONS, SILOS
+from gateway.examining import TooSlow
+from gateway.settings import read_settings
 from tests.command_line import Printed, run
 from tests.council import Town, town
+from tests.integration.tcp_gate import Gate
 
 LOOKUPS = Path("report-a-problem") / "lookups"
 
@@ -112,3 +118,38 @@ async def test_a_database_that_is_away_is_said_without_its_password(here: Town) 
     assert "Traceback" not in found.words
     unset = await run({}, *arguments)
     assert (unset.code, "SILOGATE_DATABASE_URL is not set" in unset.words) == (2, True)
+
+
+async def test_a_database_that_says_nothing_is_no_fault_of_the_sql(here: Town) -> None:
+    """A time-out of connecting is told once, for the silo; no lookup is blamed for it."""
+    gate = Gate(here.council.environment["SILOGATE_DATABASE_URL"])
+    await gate.open()
+    gate.hold()
+    try:
+        silent = {**here.council.environment, "SILOGATE_DATABASE_URL": gate.url, "SILOGATE_REPLICA_URLS": ""}
+        found = await run(silent, "check", str(INTEGRATIONS), "--silos", str(SILOS), "--database")
+    finally:
+        await gate.shut()
+    assert found.code == 1
+    assert found.words.count("cannot be asked (TimeoutError)") == 1, found.words
+    assert "could not be tried within its time" not in found.words
+
+
+async def test_an_examination_that_does_not_end_is_the_lookups_own(
+    here: Town, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is an error of that lookup, and the others are tried as well."""
+
+    async def endless(_connection: object, declared: LookupDeclaration, *_rest: object) -> Examined:
+        if declared.name == "asset-by-uprn":
+            raise TooSlow
+        return Examined()
+
+    monkeypatch.setattr("gateway.commands.check.examine_lookup", endless)
+    settings = read_settings(here.council.environment)
+    assert await check_folders(INTEGRATIONS, SILOS, settings, json=True) == 1
+    rows = json.loads(capsys.readouterr().out)["lookups"]
+    said = {row["name"]: [finding["code"] for finding in row["findings"]] for row in rows}
+    assert said.pop("asset-by-uprn") == ["too_slow"]
+    assert len(said) > 5
+    assert not any(said.values())

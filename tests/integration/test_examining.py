@@ -8,13 +8,18 @@ import contextlib
 import json
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
+import asyncpg
 import pytest
 
 from cache.definition import LookupDefinition, TableTag
+from cache.examine.examine import Examined
 from cache.values import VALUE_TYPES
+from gateway import examining
 from gateway.declarations import LookupDeclaration, ParameterDeclaration
 from gateway.dev.addresses import Database
+from gateway.dev.stack import Stack
 from gateway.examining import run_examinations
 from gateway.settings import Settings, read_settings
 from tests.integration.cache_world import BY_POSTCODE, SCHEMA, World, address, lookup, rows, until
@@ -43,10 +48,11 @@ async def world(database: Database, redis_url: str) -> AsyncIterator[World]:
     await world.stop()
 
 
-def settings_of(database: Database) -> Settings:
+def settings_of(database: Database, *, replica: bool = False) -> Settings:
     return read_settings(
         {
             "SILOGATE_DATABASE_URL": database.url,
+            "SILOGATE_REPLICA_URLS": database.replica_url if replica else "",
             "SILOGATE_REDIS_URL": "redis://127.0.0.1:1",
             "SILOGATE_KAFKA_BOOTSTRAP": "127.0.0.1:1",
             "SILOGATE_SMTP_URL": "smtp://127.0.0.1:1",
@@ -70,10 +76,10 @@ def declared(definition: LookupDefinition, example: str) -> LookupDeclaration:
 
 
 @contextlib.asynccontextmanager
-async def examinations(world: World, *lookups: LookupDeclaration) -> AsyncIterator[None]:
+async def examinations(world: World, *lookups: LookupDeclaration, replica: bool = False) -> AsyncIterator[None]:
     task = asyncio.create_task(
         run_examinations(
-            settings_of(world.database),
+            settings_of(world.database, replica=replica),
             lookups,
             {one.name: world.group(one.definition) for one in lookups},
             {world.silo.name: world.silo},
@@ -168,3 +174,73 @@ async def test_a_database_that_is_away_leaves_everything_as_it_is(
     world.database = here
     assert group.batched
     assert "gone_" not in caplog.text
+
+
+async def test_a_load_is_examined_where_it_is_seen(world: World, stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that is behind is looked at again later: the load that the primary tells of is not ticked off there."""
+    monkeypatch.setattr(examining, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(examining, "_AGAIN_AFTER_S", 0.2)
+    looks = 0
+    connected = examining.lookup_connection
+
+    @contextlib.asynccontextmanager
+    async def counted(settings: Settings, silo: str) -> AsyncIterator[asyncpg.Connection]:
+        nonlocal looks
+        async with connected(settings, silo) as connection:
+            assert await connection.fetchval("select pg_is_in_recovery()")
+            yield connection
+        looks += 1
+
+    monkeypatch.setattr(examining, "lookup_connection", counted)
+    group = world.group(BEGINNING)
+    await stack.control("replica", "pause")
+    try:
+        await fill(world)
+        async with examinations(world, declared(BEGINNING, "house"), replica=True):
+
+            async def looked_twice() -> bool:
+                return looks >= 2
+
+            await until(looked_twice)
+            assert group.batched
+            await stack.control("replica", "resume")
+            await world.counts(0, "silogate_lookup_batched", lookup=BEGINNING.name)
+    finally:
+        await stack.control("replica", "resume")
+    assert not group.batched
+
+
+async def test_a_lookup_that_fails_keeps_no_other_from_being_examined(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is logged and tried again; the next one has a connection of its own."""
+    monkeypatch.setattr(examining, "_LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(examining, "_AGAIN_AFTER_S", 0.2)
+    failures = 2
+    tried: list[tuple[str, int]] = []
+    real = examining.examine_lookup
+
+    async def failing(connection: asyncpg.Connection, one: LookupDeclaration, *rest: Any, **options: Any) -> Examined:
+        nonlocal failures
+        tried.append((one.name, await connection.fetchval("select pg_backend_pid()")))
+        if one.name == BY_POSTCODE.name and failures:
+            failures -= 1
+            raise asyncpg.InterfaceError("cannot perform operation: house 12")
+        return await real(connection, one, *rest, **options)
+
+    monkeypatch.setattr(examining, "examine_lookup", failing)
+    await fill(world)
+    async with examinations(world, declared(BY_POSTCODE, "BN15 9JB"), declared(BEGINNING, "house")):
+
+        async def again() -> bool:
+            return len(tried) >= 4
+
+        await until(again)
+        await world.counts(0, "silogate_lookup_batched", lookup=BEGINNING.name)
+    assert [name for name, _ in tried] == [BY_POSTCODE.name, BEGINNING.name, BY_POSTCODE.name, BY_POSTCODE.name]
+    assert tried[0][1] != tried[1][1]
+    lines = [record for record in caplog.records if record.message == "lookup_not_examined"]
+    assert [(line.__dict__["lookup"], line.__dict__["error"]) for line in lines] == [
+        (BY_POSTCODE.name, "InterfaceError")
+    ] * 2
+    assert "house 12" not in caplog.text

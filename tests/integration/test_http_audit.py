@@ -9,6 +9,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from aiohttp import ClientError
 from prometheus_client import CollectorRegistry
 
 from cache.silo import SiloUnavailable
@@ -113,6 +114,30 @@ async def test_rows_of_requests_at_once_form_one_sound_chain(edge: Edge) -> None
     assert [row["n"] for row in rows] == list(range(1, len(rows) + 1))
     assert {row["chain"] for row in rows} == {edge.context.audit.chain}
     assert await verify(edge.context.pool) == []
+
+
+async def test_a_request_that_is_cut_off_leaves_its_row(edge: Edge) -> None:
+    """As when a process ends before it has answered; what is found out later, nobody is told."""
+    before = len(await edge.audit_rows())
+    edge.double.asked.clear()
+    edge.double.delay_s = 30
+    asked = asyncio.create_task(edge.ask("POST", CLAIM, json=QUESTION, key="personal"))
+    try:
+        async with asyncio.timeout(10):
+            while not edge.double.asked:
+                await asyncio.sleep(0.01)
+            edge.cut_off()
+            with pytest.raises(ClientError):
+                await asked
+            while not (rows := (await edge.audit_rows())[before:]):
+                await asyncio.sleep(0.02)
+    finally:
+        edge.double.delay_s = 0
+    assert [(row["action"], row["outcome"]) for row in rows] == [("lookup.claim-already-open", "cancelled")]
+    assert rows[0]["subject"] != "-"
+    await edge.ask("POST", CLAIM, json=QUESTION, key="personal")
+    outcomes = [row["outcome"] for row in (await edge.audit_rows())[before:]]
+    assert outcomes == ["cancelled", edge.double.answer_with.verdict]
 
 
 @pytest.fixture
@@ -258,6 +283,62 @@ async def test_a_full_queue_refuses_at_once_and_a_stopped_writer_too(pool: async
         await _record(audit, "case-2")
     with pytest.raises(AuditUnavailable, match="in time"):
         await waiting
+
+
+class _Slow:
+    """A pool whose commits take a while."""
+
+    def __init__(self, pool: asyncpg.Pool, delay_s: float) -> None:
+        self._pool, self._delay_s = pool, delay_s
+        self.begun = asyncio.Event()
+
+    async def fetchrow(self, *args: object) -> object:
+        return await self._pool.fetchrow(*args)
+
+    async def execute(self, *args: object) -> object:
+        self.begun.set()
+        await asyncio.sleep(self._delay_s)
+        return await self._pool.execute(*args)
+
+
+def _note(audit: Audit, subject: str) -> None:
+    audit.note(
+        actor="key:form", action="case.read", subject=subject, outcome="cancelled", correlation_id="c", detail={}
+    )
+
+
+async def test_a_writer_that_is_ended_writes_what_still_waits(pool: asyncpg.Pool) -> None:
+    """The row whose commit has begun and those behind it, once each: their requests were cut off just before."""
+    slow = _Slow(pool, 0.1)
+    audit = Audit(slow, metrics=EdgeMetrics(CollectorRegistry(), "test"))
+    writer = asyncio.create_task(audit.run())
+    _note(audit, "case-1")
+    await asyncio.wait_for(slow.begun.wait(), 10)
+    _note(audit, "case-2")
+    writer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(writer, 10)
+    assert [row["subject"] for row in await pool.fetch("select subject from audit order by n")] == ["case-1", "case-2"]
+    assert await verify(pool) == []
+
+
+async def test_a_writer_that_is_ended_waits_for_no_dead_database(pool: asyncpg.Pool) -> None:
+    """What cannot be written by then is counted and refused; the process ends all the same."""
+    metrics = EdgeMetrics(CollectorRegistry(), "test")
+    slow = _Slow(pool, 60)
+    audit = Audit(slow, metrics=metrics, limit=2, timeout_s=1.0)
+    writer = asyncio.create_task(audit.run())
+    waiting = asyncio.create_task(_record(audit, "case-1"))
+    await asyncio.wait_for(slow.begun.wait(), 10)
+    for subject in ("case-2", "case-3", "case-4"):
+        _note(audit, subject)
+    writer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(writer, 1.7)  # and not the time of each commit that waits
+    with pytest.raises(AuditUnavailable):
+        await waiting
+    assert metrics.registry.get_sample_value("silogate_audit_failures_total") == 4
+    assert await pool.fetchval("select count(*) from audit") == 0
 
 
 async def test_a_row_whose_caller_gave_up_is_not_written_later(edge: Edge) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import gateway.protocol
 from gateway.context import EdgeOptions
 from gateway.dev.addresses import Database
+from gateway.direct import DIRECT
 from gateway.limits import DEFAULT_RATES, RateClass
 from tests.integration.cache_world import BY_POSTCODE, address, until
 from tests.integration.direct_world import CRABTREE, PATH, Ways, both_ways, get
@@ -67,6 +71,36 @@ async def test_a_client_that_goes_away_leaves_nothing(ways: Ways) -> None:
             await until(lambda: _is_in_hand(ways))
         writer.close()
         await until(lambda: _is_over(ways))
+
+
+async def test_a_client_that_goes_away_as_redis_answers_leaves_nothing(ways: Ways) -> None:
+    """Its last word and a reply that is a miss come in one turn of the loop, in each order: nobody is left behind."""
+    await _stop_reading(ways)
+    loop, direct, faults = asyncio.get_running_loop(), ways.app[DIRECT], list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, fault: faults.append(fault))
+    try:
+        for order in ("reply first", "reply last", "deadline last"):
+            client = socket.create_connection(("127.0.0.1", ways.short))
+            client.sendall(_HIT.replace(b"KEY", ways.edge.tokens["form"].encode()))
+            await until(lambda: _is_in_hand(ways))
+            in_hand = direct._waiting[-1]
+            client.close()
+            # what is ready runs before what the next look at the sockets finds, and timers after it
+            if order == "reply first":
+                loop.call_soon(in_hand.told, None)
+            elif order == "reply last":
+                loop.call_later(0, in_hand.told, None)
+            else:
+                in_hand.exchange.deadline = 0.0
+                loop.call_later(0, direct._look_for_late)
+            await until(lambda: _is_over(ways))
+            del in_hand
+            gc.collect()
+            await asyncio.sleep(0)
+    finally:
+        loop.set_exception_handler(None)
+    assert faults == []
+    assert (await ways.say(ways.short, get(PATH + "BN15", close=True))).startswith(b"HTTP/1.1 400 ")
 
 
 async def test_what_is_in_hand_is_answered_before_the_process_stops(ways: Ways) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientError
 
 from cache.answer import Answer, AsOf
 from cache.silo import SiloUnavailable
 from gateway.api.lookup_batch import MOST_LOOKUPS
-from gateway.audit import AuditUnavailable
+from gateway.audit import AuditUnavailable, Row
 from gateway.context import EdgeOptions
 from gateway.dev.addresses import Servers
 from gateway.limits import DEFAULT_RATES, RateClass
@@ -300,3 +301,103 @@ async def test_each_question_takes_from_the_rate_of_its_lookup(servers: Servers,
         assert (
             await edge.public.get("/v1/lookups/addresses-by-postcode?postcode=BN15+9JB", headers=personal)
         ).status == 200
+
+
+async def test_a_refused_key_writes_no_more_into_the_audit_log_than_its_rate(servers: Servers, tmp_path: Path) -> None:
+    """A key without the scope spends tokens too, and a question for which there was none leaves no row."""
+    claims = replace(LOOKUPS["claim-already-open"], rate="strict")
+    answering = {"claim-already-open": (claims, Together())}
+    rates = {**DEFAULT_RATES, "strict": RateClass(per_second=0.001, burst=3)}
+    async with (
+        gateway_schema(servers) as url,
+        running_edge(url, tmp_path, options=EdgeOptions(rates=rates), answering=answering) as edge,
+    ):
+        stranger = await _key(edge)
+        codes = [one["problem"]["code"] for one in await _ask(edge, *[CLAIM] * 5, headers=stranger)]
+        assert codes == ["forbidden"] * 3 + ["rate_limited"] * 2
+        await _ask(edge, *[CLAIM] * MOST_LOOKUPS, headers=stranger)
+        assert [row["outcome"] for row in await edge.audit_rows()] == ["forbidden"] * 3
+        permitted = await _key(edge, "lookups:claim-already-open")
+        await _ask(edge, *[CLAIM] * 5, headers=permitted)
+        assert [row["outcome"] for row in await edge.audit_rows()] == ["forbidden"] * 3 + ["found"] * 3
+
+
+class _Held:
+    """The database holds every commit of the audit log while the gate is shut."""
+
+    def __init__(self, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate = asyncio.Event()
+        self._commit = edge.context.audit._commit
+        monkeypatch.setattr(edge.context.audit, "_commit", self.commit)
+
+    async def commit(self, rows: list[Row]) -> None:
+        await self.gate.wait()
+        await self._commit(rows)
+
+
+async def _rows_after(edge: Edge, before: int, expected: int) -> list[Any]:
+    async with asyncio.timeout(10):
+        while len(rows := (await edge.audit_rows())[before:]) < expected:
+            await asyncio.sleep(0.02)
+    return rows
+
+
+async def test_a_slow_audit_log_takes_only_the_answer_whose_row_it_holds(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The public question beside it is answered before the deadline; the row is written later, and once."""
+    personal = await _key(edge, "lookups:claim-already-open", "lookups:*")
+    before = len(await edge.audit_rows())
+    held = _Held(edge, monkeypatch)
+    answers = await _ask(edge, ADDRESSES, CLAIM, headers=personal)
+    held.gate.set()
+    assert answers[0]["answer"]["verdict"] == "found"
+    assert (answers[1]["status"], answers[1]["problem"]["code"]) == (503, "audit_unavailable")
+    assert "answer" not in answers[1]
+    await _ask(edge, CLAIM, headers=personal)
+    assert [row["outcome"] for row in await _rows_after(edge, before, 2)] == ["found", "found"]
+
+
+async def test_a_question_that_is_cut_off_leaves_its_row(edge: Edge, doubles: dict[str, Together]) -> None:
+    """As when a process ends before it is answered: one row for each personal question, none for the public one."""
+    personal = await _key(edge, "lookups:claim-already-open", "lookups:*")
+    before = len(await edge.audit_rows())
+    doubles["claim-already-open"].expected = 3
+    asked = asyncio.create_task(
+        edge.ask("POST", PATH, json={"lookups": [CLAIM, ADDRESSES, CLAIM]}, headers=personal), name="asked"
+    )
+    await until_asked(doubles["claim-already-open"], 2)
+    edge.cut_off()
+    with pytest.raises(ClientError):
+        await asked
+    rows = await _rows_after(edge, before, 2)
+    assert [(row["action"], row["outcome"]) for row in rows] == [("lookup.claim-already-open", "cancelled")] * 2
+    assert len({row["subject"] for row in rows} - {"-"}) == 1
+    await _ask(edge, CLAIM, headers=personal)
+    assert [row["outcome"] for row in await _rows_after(edge, before, 3)] == ["cancelled", "cancelled", "found"]
+
+
+async def test_a_question_that_is_cut_off_while_its_row_is_written_leaves_no_second_one(
+    edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row that says what was found stands."""
+    personal = await _key(edge, "lookups:claim-already-open")
+    before = len(await edge.audit_rows())
+    held = _Held(edge, monkeypatch)
+    asked = asyncio.create_task(edge.ask("POST", PATH, json={"lookups": [CLAIM]}, headers=personal))
+    async with asyncio.timeout(10):
+        while not edge.metric("silogate_audit_queue") and not asked.done():
+            await asyncio.sleep(0)
+    edge.cut_off()
+    with pytest.raises(ClientError):
+        await asked
+    held.gate.set()
+    await _ask(edge, CLAIM, headers=personal)
+    assert [row["outcome"] for row in await _rows_after(edge, before, 2)] == ["found", "found"]
+
+
+async def until_asked(double: Together, times: int) -> None:
+    """Waits until the double has that many questions before it."""
+    async with asyncio.timeout(10):
+        while len(double.asked) < times:
+            await asyncio.sleep(0.01)

@@ -38,6 +38,10 @@ class Refused(Exception):
     """A command that Redis would refuse, or one that is not ported."""
 
 
+class WrongType(Refused):
+    """The key holds another kind of value than the command is for."""
+
+
 class MemoryRedis:
     """One logical database. Keys never end by themselves: `lives` says what they were given, in milliseconds."""
 
@@ -82,7 +86,7 @@ class MemoryRedis:
         if found is None:
             return False
         if not isinstance(found, bytes):
-            raise Refused("WRONGTYPE")
+            raise WrongType("WRONGTYPE")
         return found
 
     def _set(self, key: bytes, value: bytes, *options: bytes) -> bytes:
@@ -116,7 +120,7 @@ class MemoryRedis:
             raise Refused("ERR syntax error")
         entries = self.data.setdefault(self._checked(key), [])
         if not isinstance(entries, list):
-            raise Refused("WRONGTYPE")
+            raise WrongType("WRONGTYPE")
         # "About" lets a server keep more than the length, so nothing is cut here.
         entries.append(tuple(fields))
         return b"%d-%d" % (self.now_ms, len(entries))
@@ -126,7 +130,7 @@ class MemoryRedis:
     def _zset(self, key: bytes) -> Zset:
         found = self.data.get(self._checked(key), {})
         if not isinstance(found, dict):
-            raise Refused("WRONGTYPE")
+            raise WrongType("WRONGTYPE")
         return found
 
     def _ordered(self, key: bytes) -> list[tuple[float, bytes]]:
@@ -203,7 +207,7 @@ class Lua:
         self._runtime = lua51.LuaRuntime(encoding=None, register_eval=False)
         self._runtime.execute(_SANDBOX)
         self._redis = MemoryRedis()
-        self._called = self._runtime.table_from({b"call": self._call})
+        self._called = self._runtime.table_from({b"call": self._call, b"pcall": self._pcall})
         self._compiled: dict[str, Callable[..., bytes]] = {}
 
     def run(self, text: str, redis: MemoryRedis, keys: Sequence[bytes], arguments: Sequence[bytes]) -> bytes:
@@ -220,3 +224,10 @@ class Lua:
     def _call(self, name: bytes, *arguments: bytes | float) -> object:
         reply = self._redis.call(name, *arguments)
         return self._runtime.table(*reply) if isinstance(reply, list) else reply
+
+    def _pcall(self, name: bytes, *arguments: bytes | float) -> object:
+        """`redis.pcall`: an error of the data is a table with its text; a command that is not ported stays an error."""
+        try:
+            return self._call(name, *arguments)
+        except WrongType as error:
+            return self._runtime.table_from({b"err": str(error).encode()})

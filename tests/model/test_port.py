@@ -23,7 +23,7 @@ local redis = {call = function(name, ...)
     return {string.format('%d', given / 1000), string.format('%d', given % 1000 * 1000)}
   end
   return server.call(name, ...)
-end}
+end, pcall = server.pcall}
 """
 Step = tuple[str, list[bytes], list[bytes]]
 
@@ -169,6 +169,25 @@ async def test_the_scripts_do_the_same_on_the_models_redis_and_on_the_real_one(
     assert replies["epoch"] == {b"begun", b"moved", b"used"}
     assert replies["beat"] == {b"beaten", b"moved"}
     assert replies["fill"] >= {b"stored", b"kept", b"tag", b"floor", b"epoch", b"definition", b"no_tags"}
+
+
+async def test_an_entry_of_another_type_gives_way_on_both(redis_url: str) -> None:
+    """FILL replaces what the protocol never wrote, on the model's Redis and on the real one alike."""
+    texts = {name: _CLOCKED + _text(name) for name in ("epoch", "fill")}
+    lua, memory, now = Lua(), MemoryRedis(), b"1795000000000"
+    begin = [b"", b"e1", b"1", b"i1", b"d", b"server", now, b"1000", b"20", now]
+    value = struct.pack(">BBQ", 1, 0, 1) + b"answer"
+    fill = [b"e1", b"1", b"d", b"1000000", b"0", value, now]
+    steps: list[Step] = [("epoch", _FIXED, begin), ("fill", [*_FIXED[:3], _ENTRIES[0]], fill)]
+    async with Redis.from_url(redis_url) as redis:
+        for step in steps:
+            if step[0] == "fill":
+                memory.data[_ENTRIES[0]] = {b"not": 1.0}
+                await redis.zadd(_ENTRIES[0], {b"not": 1.0})
+            real, ported = await _run(redis, step, texts), _run_in_memory(lua, memory, step, texts)
+            assert ported == real
+        assert real == b"stored"
+        assert await redis.get(_ENTRIES[0]) == memory.data[_ENTRIES[0]] == value
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from cache.loader import Batch, Loaded, Loader, NotPrepared, QueryRefused, Quest
 from cache.metrics import CacheMetrics
 from cache.server import Poisoned
 from cache.state import Position
+from cache.unavailable import NobodyWaits
 
 POSITION = Position("epoch", 1, "id", "definition")
 NOW = dt.datetime(2026, 11, 22, tzinfo=dt.UTC)
@@ -43,7 +44,7 @@ class Silo:
         if 13 in values:
             raise Poisoned(self.sqlstate)
         rows = [{"body": f"[{value}]", "n": 1, "applied_at": NOW, "now": NOW} for value in values]
-        return Batch(rows, self.positions or [POSITION] * len(rows), from_primary=False)
+        return Batch(rows, self.positions or [POSITION] * len(rows), from_primary=False, sent=0.0)
 
 
 class Kept:
@@ -261,6 +262,8 @@ async def test_a_silo_that_fails_is_asked_less_and_then_more_again() -> None:
     assert registry.get_sample_value("silogate_silo_limit", {"silo": "town"}) == 4
     silo.failure = QueryRefused("a mistake in one lookup")
     assert await asked(range(20, 30)) == 4
+    silo.failure = NobodyWaits("all have gone")
+    assert await asked(range(200, 210)) == 4
     silo.failure = SiloUnavailable("away")
     assert await asked(range(30, 40)) == 1
     silo.failure = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from cache.grid import easting_northing
 from cache.normalisers import LAST, LONGEST, london_today
-from cache.values import NAME_BUCKET, VALUE_TYPES, Index, Malformed, Tagger, canonical
+from cache.values import NAME_BUCKET, NORMALISER_VERSION, VALUE_TYPES, Index, Malformed, Tagger, canonical
 
 ALIKE: dict[str, tuple[str, list[object]]] = {
     "a postcode": (
@@ -184,6 +185,28 @@ def test_a_point_in_the_sea_beyond_the_grid_names_the_side() -> None:
     with pytest.raises(Malformed) as caught:
         easting_northing(49.75, -2.0 + 3.9)
     assert caught.value.code == "malformed_latitude"
+
+
+@pytest.mark.parametrize("written", ["ab\u01311", "stra\xdfe", "\u0149-1", "\ufb05\xb5", "RAP-7KQ2-93X\u0414"])
+def test_a_reference_with_a_letter_of_another_alphabet_is_not_taken_for_another_reference(written: str) -> None:
+    """Dotless i and sharp s have capitals in ASCII, and would be somebody else's reference."""
+    with pytest.raises(Malformed) as caught:
+        VALUE_TYPES["reference"].normalise(written)
+    assert caught.value.code == "malformed_reference"
+
+
+def test_the_version_of_the_normalisers_tells_those_that_merged_references_from_these() -> None:
+    """Tags and keys that were made of the merged form are never compared with those made now."""
+    assert NORMALISER_VERSION >= 3
+
+
+@pytest.mark.parametrize("written", ["sNaN", "-sNaN7", "NaN", "Infinity", "1E+999999"])
+@pytest.mark.parametrize("kind", ["uprn", "integer", "number", "easting", "latitude"])
+def test_a_decimal_that_is_no_finite_number_is_refused_like_any_other_wrong_value(kind: str, written: str) -> None:
+    """The signalling NaN too, which raises in most of what is done with it."""
+    with pytest.raises(Malformed) as caught:
+        VALUE_TYPES[kind].normalise(Decimal(written))
+    assert caught.value.code == f"malformed_{kind}"
 
 
 _LONDON = ZoneInfo("Europe/London")

@@ -17,7 +17,7 @@ import cache.silo
 from cache.answer import AsOf
 from cache.definition import IndexTag, LookupDefinition
 from cache.group import Group
-from cache.loader import Batch, Loaded, Question, SiloUnavailable
+from cache.loader import Batch, Loaded, Question
 from cache.metrics import CacheMetrics
 from cache.replicas import Replicas
 from cache.seal import KeyRing
@@ -25,6 +25,7 @@ from cache.server import Poisoned, Server, ServerFailed
 from cache.silo import Silo
 from cache.state import Position
 from cache.store import Store
+from cache.unavailable import NobodyWaits
 from cache.values import VALUE_TYPES, Index, Tagger
 
 TAGGER = Tagger("town", {"address": (Index("uprn", ("uprn",), "value", ("uprn",)),)}, b"t" * 32, "1")
@@ -36,11 +37,12 @@ def position(seq: int) -> Position:
     return Position("e1", seq, f"id{seq}", TAGGER.definition)
 
 
-def town() -> Silo:
+def town(*, replicas: int | None = None) -> Silo:
+    """A primary, and one `replica` unless there are to be so many, `replica0` and so on."""
     return Silo(
         "town",
         "postgresql://primary/x",
-        ["postgresql://replica/x"],
+        ["postgresql://replica/x"] if replicas is None else [f"postgresql://replica{n}/x" for n in range(replicas)],
         TAGGER,
         CacheMetrics(CollectorRegistry()),
         max_age_s=None,
@@ -55,7 +57,7 @@ async def test_a_question_that_is_slow_at_one_server_is_asked_at_the_next(monkey
     async def ask(server: Server, _lookup: object, _questions: Sequence[Any]) -> Batch:
         if "replica" in server.label:
             raise Poisoned(SLOW)
-        return Batch([], [position(1)], from_primary=True)
+        return Batch([], [position(1)], from_primary=True, sent=0.0)
 
     monkeypatch.setattr(silo, "_ask", ask)
     assert (await silo.fetch_batch(Lookup(), [(1,)])).from_primary
@@ -80,7 +82,7 @@ async def test_a_primary_query_begun_before_the_change_is_not_the_answer() -> No
     snapshots = [5, 6]
 
     async def load(_lookup: object, _question: Question, **_options: object) -> Loaded:
-        return Loaded(b"[]", position(snapshots.pop(0)), NOW, NOW, from_primary=True)
+        return Loaded(b"[]", position(snapshots.pop(0)), NOW, NOW, from_primary=True, sent=0.0)
 
     silo = SimpleNamespace(name="town", tagger=TAGGER, loader=SimpleNamespace(load=load))
     definition = LookupDefinition(
@@ -215,13 +217,16 @@ class Lookup:
 async def hedging(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Silo, dict[str, float], list[str]]]:
     """A silo whose servers answer after so many seconds by name (below 0: fail at once), and whom it has asked."""
     silo, seconds, asked = town(), {"replica": 0.0, "primary": 0.0}, list[str]()
+    for server in (silo._primary, *silo._servers.replicas):
+        server.position = position(1)  # connected, and asked before
 
     async def ask(server: Server, _lookup: object, questions: Sequence[Any]) -> Batch:
         asked.append(server.label)
         if seconds[server.label] < 0:
             raise ServerFailed
         await asyncio.sleep(seconds[server.label])
-        return Batch([{}], [position(1)] * len(questions), from_primary=server.label == "primary")
+        is_primary = server.label == "primary"
+        return Batch([{}], [position(1)] * len(questions), from_primary=is_primary, sent=0.0)
 
     monkeypatch.setattr(silo, "_ask", ask)
     monkeypatch.setattr(cache.silo, "_LATE_S", 0.05)
@@ -277,9 +282,50 @@ async def test_when_nobody_waits_no_further_server_is_asked(
     """One failed, and all callers have gone: the next one is spared."""
     silo, seconds, asked = hedging
     seconds["replica"] = -1
-    with pytest.raises(SiloUnavailable, match="nobody waits"):
+    with pytest.raises(NobodyWaits):
         await silo.fetch_batch(Lookup(), [(1,)], wanted=lambda: not asked)
     assert asked == ["replica"]
+
+
+async def test_when_all_have_gone_an_answer_in_hand_is_still_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A replica that was one change behind has answered: that is kept, and no second one is asked for a newer one."""
+    silo, asked = town(replicas=2), list[str]()
+
+    async def ask(server: Server, _lookup: object, _questions: Sequence[Any]) -> Batch:
+        asked.append(server.label)
+        return Batch([{}], [position(5)], from_primary=False, sent=0.0)
+
+    monkeypatch.setattr(silo, "_ask", ask)
+    batch = await silo.fetch_batch(Lookup(), [(1,)], at_least=position(6), wanted=lambda: not asked)
+    assert batch.oldest == position(5)
+    assert asked == ["replica0"]
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+async def test_what_nobody_foresaw_fails_one_question_and_not_the_silo(
+    monkeypatch: pytest.MonkeyPatch, replicas: int
+) -> None:
+    """With a second server to ask or without: who asked is told, and the next question is answered."""
+    silo, faults = town(replicas=replicas), [RuntimeError("a closed transport")]
+
+    async def ask(_server: Server, _lookup: object, _questions: Sequence[Any]) -> Batch:
+        if faults:
+            raise faults.pop()
+        row = {"body": "[]", "n": 0, "applied_at": NOW, "now": NOW}
+        return Batch([row], [position(1)], from_primary=True, sent=0.0)
+
+    async def nothing(*_: object, **__: object) -> None:
+        raise ServerFailed
+
+    monkeypatch.setattr(silo, "_ask", ask)
+    monkeypatch.setattr(Server, "fetch", nothing)
+    running = asyncio.create_task(silo.run())
+    with pytest.raises(RuntimeError, match="a closed transport"):
+        await silo.loader.load(Lookup(), Question("0" * 32, (1,), ()))
+    assert (await silo.loader.load(Lookup(), Question("0" * 32, (1,), ()))).body == b"[]"
+    assert not running.done()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 def test_what_a_server_mostly_takes_at_most_is_learnt() -> None:

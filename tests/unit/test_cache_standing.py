@@ -28,6 +28,7 @@ def _row(seq: int, load_id: int | None, *rejects: tuple[str, list[str]], **chang
         "source_time": NOW if load_id else None,
         "rejects": json.dumps(rejects),
         "rejected_tables": sorted({table for table, _ in rejects}),
+        "load_before": load_id - 1 if load_id is not None and load_id > 1 else None,
     } | changes
 
 
@@ -97,7 +98,7 @@ def test_an_answer_older_than_a_load_keeps_the_doubts_of_the_load_before() -> No
     mended = _of(_row(6, 2), first)
     assert _judged(mended, seq=6) == ("not_found", None)
     assert _judged(mended, seq=5) == ("cannot_tell", "doubtful")
-    assert _judged(mended, seq=6, epoch="e0") == ("cannot_tell", "doubtful")
+    assert _judged(mended, seq=6, epoch="e0") == ("cannot_tell", "unknown")
     seen_again = _of(_row(9, 2, rejects=None), mended)
     assert _judged(seen_again, seq=6) == ("not_found", None)
     assert _judged(seen_again, seq=5) == ("cannot_tell", "doubtful")
@@ -158,3 +159,38 @@ def test_more_rejects_than_are_read_hide_no_table() -> None:
     many: list[tuple[str, list[str]]] = [("street", [])] * (MOST_REJECTS + 1)
     standing = _of(_row(1, 1, *many, rejected_tables=["address", "street"]))
     assert _judged(standing) == ("cannot_tell", "doubtful")
+
+
+def test_an_answer_older_than_anybody_remembers_may_be_of_a_source_of_any_age() -> None:
+    """Where there is a limit, that is not `found`: neither two loads back nor in a timeline that has ended."""
+    hours = {1: 48, 2: 24, 3: 0}
+    standing: Standing | None = None
+    for load_id, age_h in hours.items():
+        row = _row(load_id * 10, load_id, source_time=NOW - dt.timedelta(hours=age_h))
+        standing = _of(row, standing)
+    assert standing is not None
+    for negative in (True, False):
+        judged = [_judged(standing, negative=negative, seq=seq, max_age_s=30 * 3600) for seq in (19, 20, 30)]
+        said = ("not_found" if negative else "found", None)
+        assert judged == [("cannot_tell", "too_old"), said, said]
+    assert _judged(standing, negative=False, seq=19) == ("found", None)
+    restarted = _of(_row(30, 3))
+    assert _judged(restarted, negative=False, seq=31, epoch="e0", max_age_s=3600) == ("cannot_tell", "too_old")
+
+
+def test_a_load_that_nobody_saw_leaves_its_doubts_unknown() -> None:
+    """It completed and was followed by another between two looks: whatever it rejected, an answer from it may lack."""
+    first = _of(_row(10, 1))
+    skipped = _of(_row(30, 3), first)
+    assert _judged(skipped, seq=20) == ("cannot_tell", "unknown")
+    assert _judged(skipped, seq=10) == ("cannot_tell", "unknown")
+    assert _judged(skipped, seq=30) == ("not_found", None)
+    followed = _of(_row(40, 4), skipped)
+    assert [_judged(followed, seq=seq)[0] for seq in (29, 30, 40)] == ["cannot_tell", "not_found", "not_found"]
+
+
+def test_an_answer_from_before_the_first_load_was_complete_is_not_complete() -> None:
+    """The silo has been loaded since: a replica that is still half-way there does not know what there is."""
+    loaded = _of(_row(9, 1), _of(_row(3, None)))
+    assert _judged(loaded, seq=5) == ("cannot_tell", "unknown")
+    assert _judged(loaded, seq=9) == ("not_found", None)

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import pytest
 
-from cache.examine.plan import Scan, bare, split
+from cache.definition import IndexTag
+from cache.examine.collations import Collations
+from cache.examine.conditions import bare, split
+from cache.examine.plan import Plan, Scan
 from cache.examine.samples import _ABSENT
+from cache.examine.tags import check_tags_of
 from cache.examine.tree import parse, relations
-from cache.values import VALUE_TYPES
+from cache.normalisers import LAST
+from cache.values import VALUE_TYPES, Index, Tagger
+from tests.integration.cache_world import lookup
 
+LANGUAGE = Collations(by_code_points=False)
 # As PostgreSQL prints it: broken over lines, spaces in names escaped, bytes in square brackets.
 TREE = r"""({QUERY :commandType 1 :utilityStmt <> :hasAggs true
 :rtable ({RANGETBLENTRY :alias <> :eref {ALIAS :aliasname a\ b :colnames ("u\)p" "x")} :rtekind
 0 :relid 16390 :relkind r} {RANGETBLENTRY :rtekind 2 :relid 0})
 :quals {CONST :consttype 1082 :constvalue 4 [ 94 38 0 0 ]} :havingQual <> :groupClause
 (o 25)})"""
+
+
+def scan(condition: str) -> Scan:
+    return Scan("silo_town", "address", "a", tuple(split(condition, " AND ")), narrowed=True, shown="")
 
 
 def test_the_printed_tree_is_read() -> None:
@@ -60,6 +71,13 @@ def test_casts_and_brackets_do_not_hide_a_comparison() -> None:
         ("(a.code = $1) OR ($1 IS NULL)", True),
         ("(a.code = $1) OR ($2 IS NULL)", False),
         ("(a.code = $1) OR (a.code IS NULL)", False),
+        ("((a.code = $1) AND (a.open = true)) OR ($1 IS NULL)", True),
+        ("((a.code = $1) AND (a.open = true)) OR (a.open = false)", False),
+        ("NOT (a.code = $1)", False),
+        ("(a.code = $1) IS NOT TRUE", False),
+        ("(a.code = $1) IS NULL", False),
+        ("(a.code)::text = ($1)::character varying(4)", False),
+        ("a.code = ($1)::jsonb", False),
         ("($1 IS NULL)", False),
         ("(a.code)::citext = ($1)::citext", False),
         ("a.code = ($1)::citext", False),
@@ -75,8 +93,96 @@ def test_casts_and_brackets_do_not_hide_a_comparison() -> None:
 )
 def test_an_equality_is_believed_only_where_it_is_one(condition: str, equal: bool) -> None:
     """A tag is only as good as the condition that it stands on."""
-    scan = Scan("silo_town", "address", "a", tuple(split(condition, " AND ")), narrowed=True, shown="")
-    assert scan.equals("code", 1, frozenset({1})) is equal
+    assert scan(condition).equals("code", 1, "text", frozenset({1})) is equal
+
+
+@pytest.mark.parametrize(
+    ("kind", "cast", "harmless"),
+    [("text", "bigint", False), ("int8", "bigint", True), ("float8", "bigint", False), ("int8", "text", False)],
+)
+def test_a_cast_of_a_parameter_may_not_make_two_values_one(kind: str, cast: str, *, harmless: bool) -> None:
+    """The texts 7 and 007 are two values with two tags, and one whole number."""
+    assert scan(f"(a.code = ($1)::{cast})").equals("code", 1, kind, frozenset()) is harmless
+
+
+@pytest.mark.parametrize(
+    ("condition", "begins"),
+    [
+        ("(a.name >= $1) AND (a.name < ($1 || 'END'::text))", True),
+        ("((a.name)::text >= $1) AND ((a.name)::text < ($1 || 'END'::text)) AND (a.open = true)", True),
+        ("(($1 || 'END'::text) > a.name) AND ($1 <= a.name)", True),
+        ("((a.name >= $1) AND (a.name < ($1 || 'END'::text))) OR ($1 IS NULL)", True),
+        ("(a.name >= $1)", False),
+        ("(a.name < ($1 || 'END'::text))", False),
+        ("(a.name >= $1) AND (a.name < ($2 || 'END'::text))", False),
+        ("(a.name >= $1) AND (a.name < ($1 || 'z'::text))", False),
+        ("(a.name >= $1) AND (a.town < ($1 || 'END'::text))", False),
+        ("(a.name >= $1) OR (a.name < ($1 || 'END'::text))", False),
+        ("(NOT ((a.name >= $1) AND (a.name < ($1 || 'END'::text))))", False),
+        ("(lower(a.name) >= $1) AND (lower(a.name) < ($1 || 'END'::text))", False),
+        ("(a.name ~~ ($1 || '%'::text))", False),
+        ("(strpos(a.name, $1) > 0)", False),
+    ],
+)
+def test_a_beginning_is_believed_only_as_a_range(condition: str, *, begins: bool) -> None:
+    """Both ends, of one column and one parameter, for every row."""
+    assert scan(condition.replace("END", LAST)).begins("name", 1, frozenset({1})) is begins
+
+
+@pytest.mark.parametrize(
+    ("condition", "near"),
+    [
+        ("(sqrt((((a.x - $1) ^ '2'::double precision) + ((a.y - $2) ^ '2'::double precision))) <= $3)", True),
+        ("((((a.x - $1) * (a.x - $1)) + ((a.y - $2) * (a.y - $2))) <= ($3 * $3))", True),
+        ("((((a.x - $1) * (a.x - $1)) + ((a.y - $2) * (a.y - $2))) < ($3 * $3)) AND (a.x > '1'::numeric)", True),
+        ("(($3 * $3) >= (((($2 - a.y)) ^ '2'::double precision) + 1))", False),
+        ("((power(((a.x)::double precision - $1), '2'::numeric) + (($2 - a.y) ^ 2)) <= ($3 ^ '2'::numeric))", True),
+        ("($3 >= (|/ (power((a.x - $1), 2) + power((a.y - $2), 2))))", True),
+        (
+            "(((power((a.x - $1), 2) + power((a.y - $2), 2)))::double precision <= ($3 ^ 2)) OR ($3 IS NULL)",
+            True,
+        ),
+        ("((((a.x - $1) * (a.x - $1)) + ((a.y - $2) * (a.y - $2))) >= ($3 * $3))", False),
+        ("((((a.x - $1) * (a.x - $1)) + ((a.y - $2) * (a.y - $2))) <= ($3 * '10'::double precision))", False),
+        ("((((a.x - $1) * ($1 - a.x)) + ((a.y - $2) * (a.y - $2))) <= ($3 * $3))", False),
+        ("((((a.x - $1) * (a.x - $1)) + ((a.x - $2) * (a.x - $2))) <= ($3 * $3))", False),
+        ("((((a.x - $1) * (a.x - $1)) - ((a.y - $2) * (a.y - $2))) <= ($3 * $3))", False),
+        ("((((a.x - $1) ^ '4'::numeric) + ((a.y - $2) ^ '2'::numeric)) <= ($3 * $3))", False),
+        ("(((((a.x)::integer - $1) ^ '2'::numeric) + ((a.y - $2) ^ '2'::numeric)) <= ($3 * $3))", False),
+        ("((((a.x - $1) * (a.x - $1)) + ((a.y - $2) * (a.y - $2))) <= ($3 * $3)) OR (a.open = true)", False),
+        ("(NOT (sqrt((((a.x - $1) ^ '2'::numeric) + ((a.y - $2) ^ '2'::numeric))) <= $3))", False),
+        ("((abs((a.x - $1)) + abs((a.y - $2))) <= ('10'::double precision * $3))", False),
+        ("((abs((a.x - $1)) <= $3) AND (abs((a.y - $2)) <= $3))", False),
+        ("(a.x >= ($1 - $3)) AND (a.x <= ($1 + $3)) AND (a.y >= ($2 - $3)) AND (a.y <= ($2 + $3))", False),
+    ],
+)
+def test_a_circle_is_believed_only_as_a_distance(condition: str, *, near: bool) -> None:
+    """The tiles of a circle hold no row that is further away, so nothing wider may be read."""
+    assert scan(condition).is_near(("x", "y"), (1, 2, 3), frozenset({1, 2, 3})) is near
+
+
+@pytest.mark.parametrize(
+    ("condition", "collations", "codes"),
+    [
+        (f"(a.name >= $1) AND (a.name < ($1 || '{LAST}'::text))", Collations(), []),
+        (f"(a.name >= $1) AND (a.name < ($1 || '{LAST}'::text))", Collations(exact=False), []),
+        (f"(a.name >= $1) AND (a.name < ($1 || '{LAST}'::text))", LANGUAGE, ["tag_too_narrow"]),
+        ("(a.name = $1)", LANGUAGE, []),
+        ("(a.name = $1)", Collations(exact=False), ["tag_too_narrow"]),
+    ],
+)
+def test_a_condition_is_believed_by_its_collation_only(
+    condition: str, collations: Collations, codes: list[str]
+) -> None:
+    """The order of a language puts other beginnings in between; the message says which collation to write."""
+    tagger = Tagger("town", {"address": (Index("name", ("name",), "name", ("name",)),)}, b"k" * 32, "k")
+    definition = lookup(
+        "beginning", parameters={"q": VALUE_TYPES["prefix"]}, tags={"address": IndexTag("name", ("q",))}
+    )
+    plan = Plan((scan(condition),), frozenset(), collations)
+    findings = list(check_tags_of(definition, tagger, plan))
+    assert [finding.code for finding in findings] == codes
+    assert all('`name collate "C" >= :q and name collate "C" < :q_below`' in one.message for one in findings)
 
 
 @pytest.mark.parametrize("name", sorted(_ABSENT))
