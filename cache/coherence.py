@@ -25,8 +25,8 @@ _QUERY_TIMEOUT_S = 5.0
 _CLOSE_TIMEOUT_S = 1.0
 _ROWS_A_LOOK = 40
 _PAUSE_AFTER_ERROR_S = 1.0
-# The bound that every answer carries grows until the next beat.
-_BEAT_EVERY_S = 0.15
+# The bound that every answer carries grows until the next beat: with each look that shows no more, but not more often.
+_BEAT_EVERY_S = 0.05
 
 # One statement, so one snapshot. $1 is the seq that Redis is at. The timeline is read from where the primary writes
 # now: pg_control_checkpoint() would tell of a promotion only minutes later.
