@@ -19,6 +19,7 @@ from cache.metrics import CacheMetrics
 from cache.question import Question, Questions
 from cache.seal import KeyRing
 from cache.silo import Silo
+from cache.standing import Standing
 from cache.state import Position, State
 from cache.store import Fill, Reading, Store
 from cache.tally import Count, Spread
@@ -28,6 +29,9 @@ __all__ = ["Answer", "AsOf", "Group", "Looked"]
 # How long a caller waits for the silo when there is an answer past its TTL to fall back on.
 _PATIENCE_S = 0.5
 _RECENT = 256
+# How much later than its time an answer becomes too old: the clock is not read for each.
+_MOMENT_MS = 10.0
+_Judged = tuple[Verdict, str | None]
 
 
 class Group:
@@ -67,6 +71,8 @@ class Group:
         # A personal answer is not kept in the clear where nobody asked for it.
         self._l1 = None if definition.personal else l1
         self._counted: dict[tuple[Source, str], tuple[Count, Spread]] = {}
+        # The verdict on what was found: at which state, by which standing of the silo, and until when it is taken.
+        self._positive: tuple[State | None, Standing | None, float, _Judged | None] = (None, None, 0.0, None)
         self._shown: tuple[State | None, AsOf] = (None, AsOf(silo.name, "none", 0))
         self._shown_loaded: tuple[float, AsOf] = (0.0, self._shown[1])
 
@@ -154,14 +160,7 @@ class Group:
         question = looked.question
         if isinstance(looked.loaded, Loaded):
             found = self._from_loaded(looked.loaded, looked.source)
-            judged = self._silo.judge_now(
-                negative=found.negative,
-                epoch=found.epoch,
-                seq=found.seq,
-                tags=question.tags,
-                tables=self._tables,
-                max_age_s=self.definition.max_age_s,
-            )
+            judged = self._judge_now(question, found.epoch, found.seq, negative=found.negative)
             return None if judged is None else self._answer(found, *judged, found.age_ms, looked.started)
         if looked.entry is None or looked.state is None:
             return None
@@ -197,14 +196,7 @@ class Group:
         now_ms = self._store.now_ms()
         if now_ms is None or now_ms >= entry.fresh_ms:
             return None
-        judged = self._silo.judge_now(
-            negative=entry.negative,
-            epoch=state.position.epoch,
-            seq=state.position.seq,
-            tags=question.tags,
-            tables=self._tables,
-            max_age_s=self.definition.max_age_s,
-        )
+        judged = self._judge_hit(question, entry, state, now_ms)
         if judged is None:
             return None
         if now_ms >= entry.soft_ms:
@@ -216,6 +208,24 @@ class Group:
         return Answer(
             verdict, entry.body, self._as_of(state), etag, age_ms / 1000, int(age_ms) + 1, "hit", reason
         )  # fmt: skip
+
+    def _judge_hit(self, question: Question, entry: Entry, state: State, now_ms: float) -> _Judged | None:
+        """What the silo says of one that is not negative it says of all of them at a state: their tags do not count.
+        So it is asked once a moment, and again once the silo was looked at.
+        """
+        standing, (at, by, until_ms, judged) = self._silo.standing, self._positive
+        if not entry.negative and at is state and by is standing and now_ms < until_ms:
+            return judged
+        judged = self._judge_now(question, state.epoch, state.seq, negative=entry.negative)
+        if not entry.negative:
+            self._positive = state, standing, now_ms + _MOMENT_MS, judged
+        return judged
+
+    def _judge_now(self, question: Question, epoch: str, seq: int, *, negative: bool) -> _Judged | None:
+        tags, max_age_s = question.tags, self.definition.max_age_s
+        return self._silo.judge_now(
+            negative=negative, epoch=epoch, seq=seq, tags=tags, tables=self._tables, max_age_s=max_age_s
+        )
 
     def _as_of(self, state: State) -> AsOf:
         """The same object while the state is: it is shown with every answer."""

@@ -200,6 +200,9 @@ class Loader:
         self._limit = ConcurrencyLimit(queries)
         self._wake = asyncio.Event()
         self._callers = 0
+        # Found once: to look a series up by its labels takes longer than to set it.
+        self._shown = [gauge.labels(silo) for gauge in (metrics.waiting, metrics.limit, metrics.in_flight)]
+        self._keys_of_batch = metrics.load_keys.labels(silo)
         self._show()
 
     async def run(self) -> None:
@@ -285,9 +288,10 @@ class Loader:
         return SiloUnavailable("too many questions are waiting")
 
     def _show(self) -> None:
-        self._metrics.waiting.labels(self._silo).set(len(self._flights))
-        self._metrics.limit.labels(self._silo).set(self._limit.value)
-        self._metrics.in_flight.labels(self._silo).set(self._limit.in_flight)
+        for gauge, value in zip(
+            self._shown, (len(self._flights), self._limit.value, self._limit.in_flight), strict=True
+        ):
+            gauge.set(value)
 
     def _take(self) -> list[_Job]:
         in_flight, limit = self._limit.in_flight, self._limit.value
@@ -362,7 +366,7 @@ class Loader:
         return None
 
     async def _answer(self, lookup: Loadable, jobs: list[_Job], batch: Batch) -> None:
-        self._metrics.load_keys.labels(self._silo).observe(len(jobs))
+        self._keys_of_batch.observe(len(jobs))
         landed = self._land(jobs, batch)
         # Those who wait have waited long enough.
         await asyncio.sleep(0)

@@ -25,7 +25,7 @@ class Question:
 
 
 class Questions:
-    """Makes the questions of one lookup."""
+    """Makes the questions of one lookup, whose rules fit the tagger's indexes (`check_tags`)."""
 
     def __init__(self, definition: LookupDefinition, tagger: Tagger, ring: KeyRing) -> None:
         self._names = tuple(definition.parameters)
@@ -54,4 +54,7 @@ class Questions:
         if isinstance(rule, CircleTag):
             easting, northing, metres = (float(str(value)) for value in values)
             return tagger.circle_tags(table, rule.index, easting, northing, metres)
-        return [tagger.value_tag(table, rule.index, values)]
+        if tagger.indexes[table][rule.index].kind == "name":
+            # asked by how a name begins, which is not normalised as a name is
+            return [tagger.value_tag(table, rule.index, values)]
+        return [tagger.normal_tag(table, rule.index, values)]

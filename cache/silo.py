@@ -12,6 +12,7 @@ from operator import itemgetter
 from typing import Any
 
 import asyncpg
+from prometheus_client import Counter
 
 from cache.answer import Verdict
 from cache.limit import HedgeBudget, NegativeCap
@@ -80,6 +81,9 @@ class Silo:
         self.negatives = NegativeCap(negatives_per_s, negatives_at_once)
         self.standing: Standing | None = None
         self._metrics = metrics
+        # Found once: to look a series up by its labels takes longer than to count in it.
+        self._counted: dict[str, Counter] = {}
+        self._load_seconds = metrics.load_seconds.labels(name)
         self._rejects_tolerated = rejects_tolerated
         # What the server itself enforces, and a little more for one that is too ill to do so.
         self._timeout_s = statement_timeout_ms / 1000 + 0.25
@@ -298,8 +302,11 @@ class Silo:
             return True  # not known; then it is the lookup that is blamed
 
     def _count(self, outcome: str, started: float) -> None:
-        self._metrics.loads.labels(self.name, outcome).inc()
-        self._metrics.load_seconds.labels(self.name).observe(time.monotonic() - started)
+        counted = self._counted.get(outcome)
+        if counted is None:
+            counted = self._counted[outcome] = self._metrics.loads.labels(self.name, outcome)
+        counted.inc()
+        self._load_seconds.observe(time.monotonic() - started)
 
     # Looking
 

@@ -64,19 +64,17 @@ class Fill:
     replace: bool
 
 
-@dataclass(slots=True)
-class _Ask:
-    digest: str
-    tags: tuple[str, ...]
-    told: Callable[[Reading | None], None]
+# Digest, tags, and whom to tell.
+_Ask = tuple[str, tuple[str, ...], Callable[[Reading | None], None]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """One reply, by key and tag. `newest` lacks the tags that no change has touched."""
+    """One reply, by key and tag. `newest` lacks the tags that no change has touched. `keys` are those of the asks."""
 
     state: State | None
     guarded: bool
+    keys: list[bytes]
     entries: dict[bytes, bytes | None]
     newest: dict[str, float]
 
@@ -155,7 +153,7 @@ class Store:
         if self._link.skipped:
             self._metrics.redis_skipped.inc()
             return False
-        if not self._reads.put(None, _Ask(digest, tags, told)):
+        if not self._reads.put(None, (digest, tags, told)):
             self._metrics.overloaded.labels(self.silo).inc()
             return False
         return True
@@ -178,29 +176,31 @@ class Store:
                 epoch = self._epoch = seen.state.epoch
                 seen = await self._look(epoch, asks)
         except RedisSkipped:
-            for ask in asks:
-                ask.told(None)
+            for _, _, told in asks:
+                told(None)
             return
         # If an epoch began between the two looks, its keys were not asked for: there is no entry.
         usable = seen.guarded and seen.state is not None and seen.state.epoch == epoch
-        entries, newest_of = seen.entries, seen.newest
-        for ask in asks:
-            key = self.entry_key(epoch, ask.digest)
+        state, entries, newest_of = seen.state, seen.entries, seen.newest
+        for key, (_, tags, told) in zip(seen.keys, asks, strict=True):
             newest = -1.0
-            for tag in ask.tags:
-                newest = max(newest, newest_of.get(tag, -1.0))
-            ask.told(Reading(seen.state, key, entries.get(key) if usable else None, newest, usable))
+            if newest_of:
+                for tag in tags:
+                    newest = max(newest, newest_of.get(tag, -1.0))
+            told(Reading(state, key, entries[key] if usable else None, newest, usable))
 
     async def _look(self, epoch: str, asks: Sequence[_Ask]) -> _Seen:
         """One round trip: state first, then entries, then tags, so that nothing applied in between is overlooked.
 
         The epoch's mark is asked for with the tags: a reply without it has the tags of another epoch, or none.
         """
-        keys = list(dict.fromkeys([self.entry_key(epoch, ask.digest) for ask in asks]))
-        tags = list(dict.fromkeys([tag for ask in asks for tag in ask.tags]))
+        prefix = f"{self._prefix}lk:{epoch}:"
+        keys = [(prefix + digest).encode() for digest, _, _ in asks]
+        asked = dict.fromkeys(keys)
+        tags = dict.fromkeys([tag for _, tags, _ in asks for tag in tags])
         sent = self._clock()
         clock, raw, entries, (mark, *scores) = await self._link.ask(
-            [("TIME",), ("GET", self._keys[0]), ("MGET", *keys), ("ZMSCORE", self._keys[1], f"={epoch}", *tags)]
+            [("TIME",), ("GET", self._keys[0]), ("MGET", *asked), ("ZMSCORE", self._keys[1], f"={epoch}", *tags)]
         )
         self._set_clock(sent, (int(clock[0]), int(clock[1])))
         if raw != self._raw_state:
@@ -209,7 +209,8 @@ class Store:
         return _Seen(
             self.latest,
             mark is not None,
-            dict(zip(keys, entries, strict=True)),
+            keys,
+            dict(zip(asked, entries, strict=True)),
             {tag: float(score) for tag, score in zip(tags, scores, strict=True) if score is not None},
         )
 

@@ -145,8 +145,11 @@ class Tagger:
 
     def value_tag(self, table: str, index: str, values: Sequence[object]) -> str:
         """The tag of the rows that hold these values in that index; raises Malformed when one is not of its type."""
+        return self.normal_tag(table, index, _normalised(self.indexes[table][index], values))
+
+    def normal_tag(self, table: str, index: str, normalised: Sequence[Any]) -> str:
+        """The same of values that are normalised for that index already."""
         found = self.indexes[table][index]
-        normalised = _normalised(found, values)
         if found.kind == "name" and len(normalised[0]) < NAME_BUCKET:
             # A beginning shorter than a bucket is the beginning of names in many buckets.
             return self.table_tag(table)
@@ -161,7 +164,7 @@ class Tagger:
             return [self.table_tag(table)]
         return [self._tag("tile", table, name, f"{x}:{y}") for x, y in tiles]
 
-    def _index_tag(self, table: str, index: Index, values: list[Any]) -> str:
+    def _index_tag(self, table: str, index: Index, values: Sequence[Any]) -> str:
         if index.kind == "tile":
             easting, northing = values
             return self._tag("tile", table, index.name, f"{int(easting // TILE_M)}:{int(northing // TILE_M)}")

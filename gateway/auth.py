@@ -112,6 +112,11 @@ class ApiKeys:
         # Headers found valid by the snapshot at hand: to hash each again takes longer than all else about a known key.
         self._proven: dict[str, Principal] = {}
 
+    @property
+    def taken(self) -> float:
+        """When the snapshot at hand was taken: whoever keeps a header forgets it when that changes."""
+        return self._taken
+
     def known(self, header: str | None) -> Principal | None:
         """Who the header stands for by the snapshot at hand, without waiting; None leaves it to `principal`."""
         if header is None or not self._is_usable():

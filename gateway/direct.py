@@ -39,8 +39,10 @@ Tell = Callable[[bytes | None], None]
 
 _PREFIX = "/v1/lookups/"
 _TARGETS = 25_000
-_TARGET_BYTES = 16 << 20
+_TARGET_BYTES = 32 << 20
 _WATCHED = 256
+_BLOCKS = 1_000
+_BLOCK_BYTES = 1 << 20
 # What a target takes beside its own text, measured and rounded up.
 _OBJECTS = 700
 
@@ -176,7 +178,10 @@ class Direct:
             for name, lookup in app[LOOKUPS].items()
             if isinstance(group := context.groups[name], Group) and not lookup.personal
         }
-        self._targets: Recent[tuple[Asked, Question]] = Recent(_TARGETS, _TARGET_BYTES)
+        # By the line of the request that asks for it, and by the lines of headers that followed one.
+        self._targets: Recent[bytes, tuple[Asked, Question]] = Recent(_TARGETS, _TARGET_BYTES)
+        self._blocks: Recent[bytes, str] = Recent(_BLOCKS, _BLOCK_BYTES)
+        self._blocks_of = self._keys.taken
         self._waiting: deque[InHand] = deque()
         self._most_watched = _WATCHED
         self._timer: asyncio.TimerHandle | None = None
@@ -197,11 +202,47 @@ class Direct:
             or MIN_AS_OF in headers
         ):
             return None
-        target = self._targets.get(message.path) or self._read_target(message)
-        if target is None or self._gate.is_full:
+        line = _line(message)
+        target = self._targets.get(line) or self._read_target(message, line)
+        if target is None:
+            return None
+        key, etags = headers.get(hdrs.AUTHORIZATION), headers.get(hdrs.IF_NONE_MATCH)
+        return self._begin(target, key, headers.get(CORRELATION), etags, tell)
+
+    def again(self, data: bytes, tell: Tell) -> InHand | bytes | None:
+        """The same for a whole request whose every line was read before; None if one was not, too.
+
+        So nothing is read here that aiohttp might have refused or read otherwise: each line of the request, and each
+        block of headers with its end, is one of the very bytes that aiohttp has read. Between the two nothing depends
+        on the other.
+        """
+        end = data.find(b"\n") + 1
+        target = self._targets.get(data[:end])
+        if target is None:
+            return None
+        if self._blocks_of != self._keys.taken:
+            # they hold keys, of which one may be revoked
+            self._blocks.clear()
+            self._blocks_of = self._keys.taken
+        key = self._blocks.get(data[end:])
+        return None if key is None else self._begin(target, key, None, None, tell)
+
+    def learn(self, data: bytes, message: RawRequestMessage) -> None:
+        """Remember the headers of a request that was answered here. `data` is that request and nothing else."""
+        headers = message.headers
+        key = headers.get(hdrs.AUTHORIZATION)
+        # These two would be other ones the next time.
+        if key is not None and CORRELATION not in headers and hdrs.IF_NONE_MATCH not in headers:
+            block = data[data.find(b"\n") + 1 :]
+            self._blocks.put(block, key, _OBJECTS + len(block))
+
+    def _begin(
+        self, target: tuple[Asked, Question], key: str | None, correlation_id: str | None, etags: str | None, tell: Tell
+    ) -> InHand | bytes | None:
+        if self._gate.is_full:
             return None
         asked, question = target
-        principal = self._principal(headers.get(hdrs.AUTHORIZATION))
+        principal = self._principal(key)
         if principal is None or not principal.may_ask(asked.lookup.scope, personal=False):
             return None
         # Last, because it takes a token: everything else would let the request pass.
@@ -209,9 +250,8 @@ class Direct:
             return None
         started = asyncio.get_running_loop().time()
         exchange = Exchange(
-            correlation_id_of(headers.get(CORRELATION)), started, self._route, started + self._timeout_s, principal
+            correlation_id_of(correlation_id), started, self._route, started + self._timeout_s, principal
         )
-        etags = headers.get(hdrs.IF_NONE_MATCH)
         self._gate.inside += 1
         try:
             answer = asked.group.at_hand(question)
@@ -246,7 +286,7 @@ class Direct:
         except Unauthenticated:
             return None
 
-    def _read_target(self, message: RawRequestMessage) -> tuple[Asked, Question] | None:
+    def _read_target(self, message: RawRequestMessage, line: bytes) -> tuple[Asked, Question] | None:
         """What the address asks; None for every address that is not plainly a well-formed question."""
         name, _, query = message.path.removeprefix(_PREFIX).partition("?")
         asked = self._asked.get(name)
@@ -259,7 +299,7 @@ class Direct:
             return None
         target = asked, question
         if asked.is_lasting:
-            self._targets.put(message.path, target, _OBJECTS + 2 * len(message.path) + 100 * len(question.tags))
+            self._targets.put(line, target, _OBJECTS + 2 * len(line) + 100 * len(question.tags))
         return target
 
     # A request that waits for too long is taken out of its batch at its deadline: one timer does for all.
@@ -287,6 +327,11 @@ class Direct:
             self._waiting.popleft().late()
         if self._waiting:
             self._set_timer()
+
+
+def _line(message: RawRequestMessage) -> bytes:
+    """The plain way to write the first line of a GET; one that is written otherwise is not among what is remembered."""
+    return b"GET %b HTTP/1.1\r\n" % message.path.encode("utf-8", "surrogateescape")
 
 
 DIRECT = web.AppKey("direct", Direct)

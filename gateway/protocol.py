@@ -16,8 +16,8 @@ from uuid import uuid4
 
 import structlog
 from aiohttp import web
-from aiohttp.http import HttpRequestParser
-from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.http import HttpRequestParser, RawRequestMessage
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.direct import DIRECT, Direct, InHand
@@ -36,6 +36,8 @@ HAS_SHORT_WAY = (
 )
 # A client that takes nothing of its answer for so long is cut off: what it was sent stays in memory.
 _STALLED_S = 30.0
+_END = b"\r\n\r\n"
+_READ_BYTES = 64 << 10
 
 
 class Runner(web.AppRunner):
@@ -70,7 +72,7 @@ class _Connection(RequestHandler):
     so are its limits. Only one of both works at a time: the task sleeps as long as its waiter has no result.
     """
 
-    __slots__ = ("_direct", "_going_on", "_in_hand", "_stalled")
+    __slots__ = ("_direct", "_going_on", "_in_hand", "_is_between", "_stalled", "_unread")
 
     def __init__(self, manager: _Server, *, loop: asyncio.AbstractEventLoop, **options: Any) -> None:
         super().__init__(manager, loop=loop, **options)
@@ -78,23 +80,77 @@ class _Connection(RequestHandler):
         self._in_hand: InHand | None = None
         self._going_on = False
         self._stalled: asyncio.TimerHandle | None = None
+        # Whether aiohttp's parser waits for the first byte of a request.
+        self._is_between = True
+        # The request in hand where aiohttp's parser has not seen it.
+        self._unread: bytes | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # The event loop asks the kernel for this many bytes at a time. From 128 KiB on, its own default, the C library
+        # maps and unmaps memory for each request, which takes longer than to parse it.
+        if hasattr(transport, "max_size"):
+            transport.max_size = _READ_BYTES
+        super().connection_made(transport)
 
     def data_received(self, data: bytes) -> None:
         waiter = self._waiter
         if self._direct is None or waiter is None or waiter.done():
+            self._is_between = False
             super().data_received(data)
             return
-        # Parsed and queued by aiohttp as ever, but for waking the task.
+        if self._in_hand is None and self._is_between and not self._messages and self._takes_more:
+            begun = self._direct.again(data, self._told)
+            if isinstance(begun, bytes):
+                self._answer(begun)
+                return
+            if begun is not None:
+                self._unread = data
+                self._take(begun)
+                return
+        elif self._unread is not None:
+            self._read()
+        is_whole = self._parse(data, waiter)
+        if self._messages and self._in_hand is None and not self._going_on:
+            self._go_on(data if is_whole else None)
+
+    @property
+    def _takes_more(self) -> bool:
+        return not (self._paused or self._going_on or self._buffer_paused or self._close or self._force_close)
+
+    def _parse(self, data: bytes, waiter: asyncio.Future[None]) -> bool:
+        """Parsed and queued by aiohttp as ever, but for waking the task. Whether it was one request and no more."""
+        before, was_between = len(self._messages), self._is_between
         self._waiter = None
         try:
             super().data_received(data)
         finally:
             self._waiter = waiter
-        if self._messages and self._in_hand is None and not self._going_on:
-            self._go_on()
+        # Whatever came last, it was a request without a body that these bytes ended: an unfinished one would not end
+        # in an empty line. Only a parser that was stopped may hold more.
+        self._is_between = (
+            len(self._messages) > before
+            and data.endswith(_END)
+            and not self._buffer_paused
+            and _is_plain(*self._messages[-1])
+        )
+        is_alone = len(self._messages) == 1 and data.find(_END) + len(_END) == len(data)
+        return was_between and self._is_between and is_alone
 
-    def _go_on(self) -> None:
-        """Answer what is there and can be; wake the task for what cannot."""
+    def _read(self) -> None:
+        """Let aiohttp's parser see what is in hand, so that it stands where it should."""
+        unread, self._unread = self._unread, None
+        if unread is not None and self._parser is not None:
+            # not by `data_received`, which takes nothing while the process stops
+            messages, _, _ = self._parser.feed_data(unread)
+            self._messages.extend(messages)
+
+    def _take(self, begun: InHand) -> None:
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._in_hand = begun
+        self._request_in_progress = True
+
+    def _go_on(self, data: bytes | None = None) -> None:
+        """Answer what is there and can be; wake the task for what cannot. `data` is the only request, where it is."""
         self._going_on = True
         try:
             while self._messages and self._direct is not None:
@@ -104,10 +160,11 @@ class _Connection(RequestHandler):
                 begun = self._direct.begin(message, self._told)
                 if begun is None:
                     break
+                if data is not None:
+                    self._direct.learn(data, message)
+                    data = None
                 if not isinstance(begun, bytes):
-                    self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-                    self._in_hand = begun
-                    self._request_in_progress = True
+                    self._take(begun)
                     return
                 self._send(begun)
         finally:
@@ -117,16 +174,21 @@ class _Connection(RequestHandler):
 
     def _send(self, wire: bytes) -> None:
         """The answer to the first message, which is thereby dealt with."""
-        self._messages.popleft()
-        if self._parser is not None:
-            self._parser.message_consumed()
+        if self._unread is None:
+            self._messages.popleft()
+            if self._parser is not None:
+                self._parser.message_consumed()
+        self._unread = None
+        self._answer(wire)
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+
+    def _answer(self, wire: bytes) -> None:
         if self._manager is not None:
             self._manager.requests_count += 1
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         if self.transport is not None and not self.transport.is_closing():
             self.transport.write(wire)
-        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-            self._resume_reading_if_drained()
 
     def _told(self, wire: bytes | None) -> None:
         """What was in hand has its answer, or else the task has to find it."""
@@ -144,6 +206,7 @@ class _Connection(RequestHandler):
         if in_hand is None:
             return
         if wire is None and self.transport is not None and waiter is not None and not waiter.done():
+            self._read()
             self._request_handler = self._finish
             waiter.set_result(None)
             return
@@ -239,6 +302,10 @@ class _Connection(RequestHandler):
         response = _refusal(fault=fault)
         response.force_close()
         return response
+
+
+def _is_plain(message: RawRequestMessage | _ErrInfo, payload: StreamReader) -> bool:
+    return payload is EMPTY_PAYLOAD and not isinstance(message, _ErrInfo) and not message.upgrade
 
 
 def _refusal(*, fault: bool) -> web.Response:

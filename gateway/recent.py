@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Recent(Generic[V]):
+class Recent(Generic[K, V]):
     """Two generations: when the young one is full it becomes the old one, and what was old and not asked for is gone.
 
     So at most twice `most` values and twice `most_bytes` are held, and a look costs no more than one in a dict.
@@ -16,14 +18,18 @@ class Recent(Generic[V]):
     def __init__(self, most: int, most_bytes: int) -> None:
         self._most = most
         self._most_bytes = most_bytes
-        self._young: dict[str, tuple[V, int]] = {}
-        self._old: dict[str, tuple[V, int]] = {}
+        self._young: dict[K, tuple[V, int]] = {}
+        self._old: dict[K, tuple[V, int]] = {}
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self._young) + len(self._old)
 
-    def get(self, key: str) -> V | None:
+    def clear(self) -> None:
+        """Keep nothing."""
+        self._young, self._old, self._bytes = {}, {}, 0
+
+    def get(self, key: K) -> V | None:
         """The value, if it is still there."""
         found = self._young.get(key)
         if found is None:
@@ -33,7 +39,7 @@ class Recent(Generic[V]):
             self.put(key, *found)
         return found[0]
 
-    def put(self, key: str, value: V, size: int) -> None:
+    def put(self, key: K, value: V, size: int) -> None:
         """Keep it for a while. `size` is about what it takes, with its key."""
         if size * 16 > self._most_bytes:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 
 import pytest
@@ -42,6 +43,7 @@ async def ways(both: Ways, request: pytest.FixtureRequest) -> Ways:
     if "l1" in request.node.callspec.id:
         await _held(both, CRABTREE, NOWHERE)
     both.taken.clear()
+    both.known.clear()
     return both
 
 
@@ -112,6 +114,46 @@ async def test_both_ways_answer_alike(ways: Ways, name: str) -> None:
     assert ways.inside == 0
 
 
+@pytest.mark.parametrize("name", _ASKED)
+async def test_what_is_known_by_its_bytes_is_answered_alike(ways: Ways, name: str) -> None:
+    """Asked again and again on one connection, with others between: known or not, it is answered as the long way."""
+    request, is_taken = _ASKED[name]
+    pieces = [_HIT, request, request, _HIT, request, get(PATH + NOWHERE), _HIT, _SENTINEL]
+    short = await ways.say_in_turn(ways.short, *pieces)
+    if not is_taken:
+        assert request.replace(b"KEY", ways.edge.tokens["form"].encode()) not in ways.known
+    elif b"orrelation-" not in request and b"If-None-" not in request:
+        assert request.replace(b"KEY", ways.edge.tokens["form"].encode()) in ways.known
+    long = await ways.say_in_turn(ways.long, *pieces)
+    assert without_times(short) == without_times(long)
+    assert ways.inside == 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_bytes_may_be_cut_anywhere(ways: Ways, seed: int) -> None:
+    """Requests known and new, whole, in parts and several at once: each is answered once, in order."""
+    chance, key = random.Random(seed), ways.edge.tokens["form"].encode()
+    kinds = [_HIT, _HIT, get(PATH + NOWHERE), get(PATH + "BN15"), get(PATH + CRABTREE, "Accept: */*"), get("/v1")]
+    sent, pieces = [chance.choice(kinds).replace(b"KEY", key) for _ in range(60)], list[bytes]()
+    for request in sent:
+        cut = chance.choice([0, 0, 0, chance.randrange(len(request)), len(request) - 1])
+        if pieces and chance.random() < 0.3:
+            pieces[-1] += request[:cut]
+        elif cut:
+            pieces.append(request[:cut])
+        pieces.append(request[cut:])
+    reader, writer = await asyncio.open_connection("127.0.0.1", ways.short, limit=1 << 26)
+    for piece in [*pieces, _SENTINEL.replace(b"KEY", key)]:
+        writer.write(piece)
+        await asyncio.sleep(chance.choice([0, 0.001, 0.005]))
+    async with asyncio.timeout(10):
+        short = await reader.read(-1)
+    writer.close()
+    assert ways.known
+    assert without_times(short) == without_times(await ways.say(ways.long, *sent, _SENTINEL))
+    assert ways.inside == 0
+
+
 async def test_what_a_client_holds_is_not_sent_again(ways: Ways) -> None:
     """304 with the headers of the answer, in a list and strong as well; the connection goes on."""
     labels = {"route": "/v1/lookups/{name}", "method": "GET"}
@@ -166,8 +208,12 @@ async def test_a_revoked_key_is_refused_at_once(ways: Ways) -> None:
     tokens["passing"] = await keys.add("passing", ["lookups:*"])
     assert (await ways.say(ways.short, _HIT, _SENTINEL, token="passing")).startswith(b"HTTP/1.1 200")
     assert (await ways.say(ways.short, _HIT, _SENTINEL, token="passing")).startswith(b"HTTP/1.1 200")
+    said = await ways.say_in_turn(ways.short, _HIT, _HIT, _SENTINEL, token="passing")
+    assert said.count(b"HTTP/1.1 200 ") == 3
+    assert ways.known
     await keys.revoke(tokens["passing"].split("_")[1])
     assert (await ways.say(ways.short, _HIT, _SENTINEL, token="passing")).startswith(b"HTTP/1.1 401 ")
+    assert (await ways.say_in_turn(ways.short, _HIT, _SENTINEL, token="passing")).startswith(b"HTTP/1.1 401 ")
 
 
 async def test_a_full_process_refuses(ways: Ways) -> None:

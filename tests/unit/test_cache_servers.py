@@ -257,6 +257,18 @@ async def test_a_late_answer_is_asked_for_elsewhere_and_the_first_one_counts(
     assert asked == servers
 
 
+async def test_a_server_that_has_to_connect_first_is_given_time_for_it(
+    hedging: tuple[Silo, dict[str, float], list[str]],
+) -> None:
+    """A cold process's first question is one query, though its connection takes longer than a query may."""
+    silo, seconds, asked = hedging
+    for server in silo._servers.replicas:
+        server.position = None
+    seconds["replica"] = 0.2
+    assert not (await silo.fetch_batch(Lookup(), [(1,)], hedged=True)).from_primary
+    assert asked == ["replica"]
+
+
 async def test_what_nobody_waits_for_is_not_asked_twice(hedging: tuple[Silo, dict[str, float], list[str]]) -> None:
     """A refresh takes the time it takes."""
     silo, seconds, asked = hedging
