@@ -143,7 +143,7 @@ def keys_list(*, json: Json = False) -> None:
 
 @keys_app.command("revoke")
 def keys_revoke(key_id: Annotated[str, typer.Argument(help="The id that `keys list` shows.")]) -> None:
-    """Revoke an API key; every gateway refuses it within five seconds."""
+    """Revoke an API key: refused within five seconds, or ten minutes where the database cannot be reached."""
     from gateway.commands.keys import revoke
 
     raise typer.Exit(asyncio.run(revoke(_settings(), key_id)))

@@ -62,7 +62,10 @@ async def revoke(settings: Settings, key: str) -> int:
                 await _record(pool, "key.revoke", key, {})
             except AuditUnavailable as error:
                 fail(f"{key} is revoked, but that could not be audited ({error})")
-    say(f"{key} is revoked; every gateway refuses it within five seconds")
+    say(
+        f"{key} is revoked; every gateway that reaches the database refuses it within five seconds, "
+        "one that does not within ten minutes"
+    )
     return 0
 
 

@@ -120,7 +120,7 @@ async def both_ways(
     options: EdgeOptions | None = None,
     **settings: Any,
 ) -> AsyncIterator[Ways]:
-    """A silo with addresses in Crabtree Lane, complete; its invalidator has stopped, so positions stand still."""
+    """A silo with addresses in Crabtree Lane, complete and followed."""
     world = World(database, redis_url)
     await world.prepare()
     await world.put("address", *(address(n, CRABTREE, f"{n} Crabtree Lane") for n in range(40)))
