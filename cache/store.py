@@ -129,7 +129,11 @@ class Store:
 
     def entry_key(self, epoch: str, digest: str) -> bytes:
         """Where the entry of a question lies."""
-        return f"{self._prefix}lk:{epoch}:{digest}".encode()
+        return (self.entries_of(epoch) + digest).encode()
+
+    def entries_of(self, epoch: str) -> str:
+        """What the keys of an epoch's entries begin with."""
+        return f"{self._prefix}lk:{epoch}:"
 
     def now_ms(self) -> float | None:
         """Redis's clock, or None before the first reply; never behind it by more than a failover's difference."""
@@ -194,7 +198,7 @@ class Store:
 
         The epoch's mark is asked for with the tags: a reply without it has the tags of another epoch, or none.
         """
-        prefix = f"{self._prefix}lk:{epoch}:"
+        prefix = self.entries_of(epoch)
         keys = [(prefix + digest).encode() for digest, _, _ in asks]
         asked = dict.fromkeys(keys)
         tags = dict.fromkeys([tag for _, tags, _ in asks for tag in tags])

@@ -45,8 +45,8 @@ class NaiveStore(Store):
             tasks.create_task(super().run())
             tasks.create_task(self._keep_filling())
 
-    def entry_key(self, epoch: str, digest: str) -> bytes:
-        return super().entry_key("any", digest)
+    def entries_of(self, epoch: str) -> str:
+        return super().entries_of("any")
 
     async def read(self, digest: str, tags: tuple[str, ...]) -> Reading | None:
         for tag in tags:
