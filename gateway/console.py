@@ -10,9 +10,16 @@ import orjson
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 # rich honours NO_COLOR and falls back to plain text where there is no terminal
 people = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def as_table(table: Table) -> None:
+    """Print a table as the command's data: as wide as it is where nobody looks at it on a terminal."""
+    plain = Console(highlight=False)
+    Console(highlight=False, width=plain.width if plain.is_terminal else 240).print(table)
 
 
 def say(text: str) -> None:

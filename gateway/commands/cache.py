@@ -14,7 +14,7 @@ from cache.definition import quoted
 from cache.state import State
 from gateway.assembly import Assembly
 from gateway.commands.opening import opened
-from gateway.console import as_json, bar, fail, people, say, shown_seconds
+from gateway.console import as_json, as_table, bar, fail, say, shown_seconds
 from gateway.settings import Settings
 from streams.outages import DATABASE_ERRORS
 
@@ -66,7 +66,7 @@ def _print(found: Iterable[Kept]) -> None:
         cells = (one.bytes_an_entry, one.tags, one.seq, one.behind)
         shown = ("?" if cell is None else f"{cell:,}" for cell in cells)
         table.add_row(one.silo, f"{one.entries:,}{older}", *shown, checked, one.epoch or "none")
-    people.print(table)
+    as_table(table)
 
 
 async def _kept(assembly: Assembly, redis: Redis, silo: str) -> Kept:

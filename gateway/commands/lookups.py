@@ -9,7 +9,7 @@ import orjson
 from rich.table import Table
 
 from cache.definition import CircleTag, LookupDefinition, TableTag
-from gateway.console import as_json, fail, people, say, shown_seconds
+from gateway.console import as_json, as_table, fail, say, shown_seconds
 from gateway.declarations import LookupDeclaration
 from gateway.integrations import Folders, read_folders
 from gateway.settings import Settings
@@ -28,7 +28,7 @@ def show_list(settings: Settings, *, json: bool) -> None:
         table.add_row(
             row["lookup"], row["silo"], asked, row["shape"], fresh, "yes" if row["personal"] else "", row["title"]
         )
-    people.print(table)
+    as_table(table)
 
 
 def describe(settings: Settings, name: str, *, json: bool) -> None:
