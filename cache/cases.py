@@ -96,7 +96,7 @@ class CasesReader:
                 wanted[0].flight.crash(CasesUnreadable("the value cannot be asked for"))
             return
         # Not the task that asks is at fault, and the next statement may fare better: all who wait are told.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - said above
             # Only what kind of error: its message may repeat a parameter.
             said = str(error) if isinstance(error, CasesUnreadable) else type(error).__name__
             _log.warning("cases_unreadable", extra={"questions": len(wanted), "error": said})

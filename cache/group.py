@@ -54,7 +54,7 @@ class Group:
         check_tags(definition, silo.tagger)
         _, self.batch_sql = compile_sql(definition)
         self.one_sql = compile_one(definition)
-        # False where asking for many at once is slower than asking for each: `cache/examine.py` finds out.
+        # False where asking for many at once is slower than asking for each: `cache/examine` finds out.
         self.batched = True
         # The last questions that the silo was asked: the sentinel asks some of them again.
         self.recent: deque[Question] = deque(maxlen=_RECENT)

@@ -73,7 +73,7 @@ class AnswerLayer:
         self._groups = [group for group in groups if not group.definition.personal]
         self._primary = primary
         # Which question is asked again is no secret.
-        self._chance = random.Random()  # noqa: S311
+        self._chance = random.Random()  # noqa: S311 - said above
 
     async def has(self, change: Change) -> Found:
         """Ask one question again that was asked lately, one that the change touches if there is any."""

@@ -87,7 +87,7 @@ class Sentinel:
         self._seq: int | None = None
         self._epoch = ""
         # Which rows are looked at is no secret; that all of them may be is enough.
-        self._chance = random.Random()  # noqa: S311
+        self._chance = random.Random()  # noqa: S311 - said above
 
     @property
     def position(self) -> int | None:

@@ -257,7 +257,7 @@ class Silo:
             return await self._ask(server, lookup, questions)
         # Whatever it is, it goes to the loader, which fails this batch alone, as it does where nothing is hedged. From
         # a task of this silo's group it would end the silo, and with it the process.
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - said above
             return error
 
     async def _ask(self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]]) -> Batch:

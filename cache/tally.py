@@ -91,7 +91,7 @@ class Spreads(Collector):
     def collect(self) -> Iterator[Metric]:
         """What a scrape shows."""
         family = HistogramMetricFamily(self._name, self._documentation, labels=self._labelnames)
-        shown = [floatToGoString(bound) for bound in (*self._bounds, inf)]  # type: ignore[no-untyped-call]
+        shown = [floatToGoString(bound) for bound in (*self._bounds, inf)]  # type: ignore[no-untyped-call] # it has no types
         for values, spread in self._series.items():
             buckets = list(zip(shown, accumulate(spread.counts), strict=True))
             family.add_metric(values, buckets, spread.sum)
