@@ -231,7 +231,9 @@ class SiloCache(BaseCache):  # type: ignore[misc] # aiocache brings no types
         entry = Entry(position.seq, recording.applied_ms, ends_ms, ends_ms, 0, negative=False, body=body)
         entry_key = self._silo.store.entry_key(position.epoch, key)
         packed = self._codec.pack(entry, entry_key)
-        self._silo.store.offer(Fill(position, entry_key, packed, tags, life_ms, replace=recording.replace))
+        # urgent: who waits for aiocache's lock looks for it as soon as this caller lets go of that
+        fill = Fill(position, entry_key, packed, tags, life_ms, replace=recording.replace)
+        self._silo.store.offer(fill, is_urgent=True)
         return True
 
     def _storable(self, recording: recorded.Recording | None) -> Position | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from dataclasses import dataclass
@@ -24,28 +25,31 @@ class Sizes(Generic[I]):
 class Batcher(Generic[G, I]):
     """Hands items to `serve` in batches of one group.
 
-    There is no linger. A free worker takes what is there once the event loop has run everything that was ready, so
-    the callers of one turn share a batch; while all workers are busy, what arrives forms the next one. `serve` must
-    tell each item's owner itself, and must not raise.
+    A free worker takes what is there once the event loop has run everything that was ready, so the callers of one turn
+    share a batch; while all workers are busy, what arrives forms the next one. Where nobody waits for the outcome, a
+    worker may linger for `linger_s` first, so that more share the cost of a batch. `serve` must tell each item's owner
+    itself, and must not raise.
 
     A batch ends at `most` items, and `waiting` may wait. Where items differ in size, `sizes` bounds both in bytes too.
     """
 
     def __init__(
         self, serve: Callable[[G, list[I]], Awaitable[None]], *, workers: int, most: int, waiting: int,
-        sizes: Sizes[I] | None = None,
+        sizes: Sizes[I] | None = None, linger_s: float = 0.0,
     ) -> None:  # fmt: skip
         self._serve = serve
         self._workers = workers
         self._most = most
         self._room = waiting
         self._sizes = sizes
+        self._linger_s = linger_s
         self._waiting_bytes = 0
         self._pending: dict[G, deque[I]] = {}
         self._arrived = asyncio.Event()
+        self._urgent = asyncio.Event()
 
-    def put(self, group: G, item: I) -> bool:
-        """Whether there was room for it. Without `run` nothing is served."""
+    def put(self, group: G, item: I, *, is_urgent: bool = False) -> bool:
+        """Whether there was room for it. Nobody lingers over what is urgent. Without `run` nothing is served."""
         if self._room <= 0:
             return False
         if self._sizes is not None:
@@ -59,6 +63,8 @@ class Batcher(Generic[G, I]):
             queue = self._pending[group] = deque()
         queue.append(item)
         self._arrived.set()
+        if is_urgent:
+            self._urgent.set()
         return True
 
     async def run(self) -> None:
@@ -70,6 +76,11 @@ class Batcher(Generic[G, I]):
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
+            if self._linger_s:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._linger_s):
+                        await self._urgent.wait()
+                self._urgent.clear()
             while self._pending:
                 group, items = self._take()
                 await self._serve(group, items)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
+from cache.gathered import gathered_sql
 from cache.values import Tagger, ValueType
 
 # The longest that any entry lives, ttl and stale_for together. Tags are kept for twice as long, by every process alike,
@@ -94,26 +95,23 @@ class LookupDefinition:
 def compile_sql(definition: LookupDefinition) -> tuple[str, str]:
     """The lookup's SQL with `$n` for one question, and the statement that answers many in one snapshot.
 
-    The second takes one array a parameter, in the declared order, and returns a row a question: `ord`, `body` (a JSON
-    array), `n` (its rows) and the position of the silo that all of them were read at.
+    The second takes one array a parameter, in the declared order, and returns one row (`cache.gathered`), with a JSON
+    array a question and the position of the silo that all of them were read at.
     """
     plain, batched = _compiled(definition)
-    # `progress` stands after the lateral query: what stands before it could be taken for a column of the lookup's own.
-    batch = f"""select sg_key.sg_ord as ord, sg_answer.body, sg_answer.n,
-    sg_progress.epoch, sg_progress.seq, sg_progress.id, sg_progress.definition, sg_progress.applied_at,
-    statement_timestamp() as now
+    # `progress` is joined outside: what stands before a lateral query could be taken for a column of the lookup's own.
+    answers = f"""select sg_key.sg_ord as ord, sg_answer.body, sg_answer.n
 from {_keys(definition)}
-cross join lateral ({_answer(definition, batched)}) as sg_answer
-cross join progress as sg_progress"""
-    return plain, batch
+cross join lateral ({_answer(definition, batched)}) as sg_answer"""
+    return plain, gathered_sql(answers)
 
 
 def compile_one(definition: LookupDefinition) -> str:
-    """The statement that answers one question at a silo, in the same columns as the batch, for a lookup that is slow
-    or wrong in one: its parameters are `$1`, `$2`, … in the declared order.
+    """The statement that answers one question at a silo, for a lookup that is slow or wrong in a batch. Its columns are
+    `body`, `n` and the position; its parameters are `$1`, `$2`, … in the declared order.
     """
     plain, _ = _compiled(definition)
-    return f"""select 1::int8 as ord, sg_answer.body, sg_answer.n,
+    return f"""select convert_to(sg_answer.body, 'UTF8') as body, sg_answer.n,
     sg_progress.epoch, sg_progress.seq, sg_progress.id, sg_progress.definition, sg_progress.applied_at,
     statement_timestamp() as now
 from ({_answer(definition, plain)}) as sg_answer

@@ -17,11 +17,12 @@ from cache.found import Found, Kept, Looked
 from cache.loader import Caller, Loaded, NotPrepared, SiloUnavailable
 from cache.metrics import CacheMetrics
 from cache.question import Question, Questions
+from cache.reads import Reading
 from cache.seal import KeyRing
 from cache.silo import Silo
 from cache.standing import Standing
 from cache.state import Position, State
-from cache.store import Fill, Reading, Store
+from cache.store import Fill, Store
 from cache.tally import Count, Spread
 
 __all__ = ["Answer", "AsOf", "Group", "Looked"]
@@ -383,9 +384,12 @@ class Group:
         counted[1].observe(time.perf_counter() - started)
 
     def _etag(self, loaded: Loaded) -> int:
-        # A plain hash of a personal answer, kept beside it in the clear, would let anyone test a guess.
         if loaded.etag is None:
-            loaded.etag = int.from_bytes(self._ring.hmac(b"etag", self._hash, loaded.body)[:8], "big")
+            if self.definition.personal:
+                # What is cheaper, kept beside a personal answer in the clear, would let some test a guess.
+                loaded.etag = int.from_bytes(self._ring.hmac(b"etag", self._hash, loaded.body)[:8], "big")
+            else:
+                loaded.etag = self._ring.mark(self._hash, loaded.body)
         return loaded.etag
 
 

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -27,6 +27,8 @@ from cache.wire import Command, Wire
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+# What a reply of another kind than its command has makes of those who read it: what answers there is no Redis.
+ODD_REPLY = (AttributeError, LookupError, TypeError, ValueError)
 
 
 class RedisSkipped(Exception):
@@ -70,6 +72,7 @@ class RedisLink:
         self._skip_s = skip_s
         self._clock = clock
         self._skip_until = 0.0
+        self._is_pool_stale = False
 
     @property
     def skipped(self) -> bool:
@@ -77,44 +80,91 @@ class RedisLink:
         return self._clock() < self._skip_until
 
     async def call(self, work: Callable[[Redis], Awaitable[T]], *, timeout_s: float | None = None) -> T:
-        """What `work` returns; raises RedisSkipped, or RedisFull where only writing is refused."""
-        return await self._guarded(lambda: work(self._redis), timeout_s or self._timeout_s)
+        """What `work` returns, which does no more than ask and read; raises RedisSkipped, or RedisFull where only
+        writing is refused.
+        """
+        return await self._guarded(lambda: self._called(work), timeout_s or self._timeout_s)
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
-        """The replies to one batch of reads, as Redis sends them; raises RedisSkipped. It costs a fraction of `call`.
+    async def _called(self, work: Callable[[Redis], Awaitable[T]]) -> T:
+        if self._is_pool_stale:
+            self._is_pool_stale = False
+            with contextlib.suppress(RedisError, OSError):
+                await self._pool.disconnect(inuse_connections=False)
+        return await work(self._redis)
 
-        Each batch has a connection of its own while it lasts; there are never more than batches at once.
+    def begin(self, commands: Sequence[Command], told: Callable[[list[Any] | None], None]) -> bool:
+        """Send one batch of reads. `told`, which must not raise, gets the replies as Redis sends them, or None.
+
+        False when it cannot be sent now: no connection is open, which `ask` changes, or Redis is skipped. It costs a
+        fraction of `call`. Each batch has a connection of its own while it lasts.
+        """
+        wire = None if self.skipped else self._open_wire()
+        if wire is None:
+            return False
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, wire.cut, TimeoutError())
+
+        def tell(outcome: list[Any] | Exception) -> None:
+            timer.cancel()
+            told(self._replies_of(wire, outcome))
+
+        wire.begin(commands, tell)
+        return True
+
+    def _replies_of(self, wire: Wire, outcome: list[Any] | Exception) -> list[Any] | None:
+        error = outcome if isinstance(outcome, Exception) else _refusal_in(outcome)
+        if not isinstance(outcome, Exception):
+            self._idle.append(wire)
+        if error is None:
+            return cast("list[Any]", outcome)
+        self._leave_alone(_kind(error))
+        return None
+
+    async def ask(
+        self, commands: Sequence[Command], read: Callable[[list[Any]], T], *, timeout_s: float | None = None
+    ) -> T:
+        """What `read` makes of the replies, for a caller that waits, over a connection that is opened where there is
+        none; raises RedisSkipped, also for a reply that `read` fails on.
         """
 
-        async def work() -> list[Any]:
+        async def work() -> T:
             replies = await self._exchanged(commands)
-            for reply in replies:
-                if isinstance(reply, RedisError):
-                    raise reply
-            return replies
+            if (error := _refusal_in(replies)) is not None:
+                raise error
+            return read(replies)
 
-        return await self._guarded(work, self._timeout_s)
+        return await self._guarded(work, timeout_s or self._timeout_s)
 
-    async def send(self, commands: Sequence[Command], script: str, *, timeout_s: float) -> list[Any]:
-        """The same for one batch of writes by a script, which Redis is given where it has forgotten it.
+    async def send(
+        self, commands: Sequence[Command], script: str, read: Callable[[list[Any]], T], *, timeout_s: float
+    ) -> T:
+        """What `read` makes of the replies to one batch of writes by a script, which Redis is given where it has
+        forgotten it.
 
-        What it has no room for has an OutOfMemoryError for its reply; any other refusal raises RedisSkipped.
+        What it has no room for has an OutOfMemoryError for its reply; any other refusal raises RedisSkipped, and so
+        does a reply that `read` fails on.
         """
 
-        async def work() -> list[Any]:
+        async def work() -> T:
             replies = await self._exchanged(commands)
             if any(isinstance(reply, NoScriptError) for reply in replies):
                 _, *replies = await self._exchanged([("SCRIPT", "LOAD", script), *commands])
             for reply in replies:
                 if isinstance(reply, RedisError) and not isinstance(reply, OutOfMemoryError):
                     raise reply
-            return replies
+            return read(replies)
 
         return await self._guarded(work, timeout_s)
 
+    def _open_wire(self) -> Wire | None:
+        while self._idle:
+            wire = self._idle.pop()
+            if wire.is_open:
+                return wire
+        return None
+
     async def _exchanged(self, commands: Sequence[Command]) -> list[Any]:
-        wire = self._idle.pop() if self._idle else None
-        if wire is None or not wire.is_open:
+        wire = self._open_wire()
+        if wire is None:
             wire = await Wire.open(self._pool.make_connection())  # type: ignore[no-untyped-call] # the client leaves it bare
         try:
             replies = await wire.ask(commands)
@@ -136,18 +186,25 @@ class RedisLink:
             self._metrics.redis_errors.labels("full").inc()
             raise RedisFull("full") from error
         except (RedisError, OSError) as error:
-            await self._leave_alone(_kind(error))
+            self._leave_alone(_kind(error))
             raise RedisSkipped("failed") from error
+        except ODD_REPLY:
+            self.distrust()
+            # Without its cause: that one may repeat what came.
+            raise RedisSkipped("odd") from None
 
-    async def _leave_alone(self, kind: str) -> None:
+    def distrust(self) -> None:
+        """What came is not what Redis replies to the command that was sent."""
+        self._leave_alone("response")
+
+    def _leave_alone(self, kind: str) -> None:
         self._metrics.redis_errors.labels(kind).inc()
         if not self.skipped:
             _log.warning("redis_skipped", extra={"kind": kind})
         self._skip_until = self._clock() + self._skip_s
         # What is still open may lead to a server that is gone or no longer the primary.
         self._close_idle()
-        with contextlib.suppress(RedisError, OSError):
-            await self._pool.disconnect(inuse_connections=False)
+        self._is_pool_stale = True
 
     def _close_idle(self) -> None:
         while self._idle:
@@ -157,6 +214,10 @@ class RedisLink:
         self._close_idle()
         await self._redis.aclose()
         await self._pool.disconnect()
+
+
+def _refusal_in(replies: Sequence[Any]) -> RedisError | None:
+    return next((reply for reply in replies if isinstance(reply, RedisError)), None)
 
 
 def _kind(error: Exception) -> str:

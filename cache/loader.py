@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from cache.definition import MOST_ROWS
+from cache.gathered import spread
 from cache.landed import Landed
 from cache.limit import Begun, ConcurrencyLimit
 from cache.metrics import CacheMetrics
@@ -66,28 +67,37 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One row a question, in their order, and the position that each was read at: the oldest first.
+    """An answer a question, in their order, each with the number of its rows. The oldest snapshot comes first."""
 
-    All were read after `sent`, by `time.monotonic`.
-    """
-
-    rows: Sequence[Mapping[str, Any]]
-    positions: Sequence[Position]
-    from_primary: bool
-    sent: float
+    answers: Sequence[tuple[Loaded, int]]
 
     @classmethod
-    def of(cls, rows: Sequence[Mapping[str, Any]], *, from_primary: bool, sent: float) -> Batch:
-        """At least one row, each with the columns of `progress`."""
-        first, last = Position.of(rows[0]), Position.of(rows[-1])
-        # Nearly always one snapshot: an applier that changes the position twice between two rows changes the seq.
-        same = first == last
-        positions = [first] * len(rows) if same else [Position.of(row) for row in rows]
-        return cls(rows, positions, from_primary, sent)
+    def gathered(cls, row: Mapping[str, Any], *, from_primary: bool, sent: float) -> Batch:
+        """Of one statement for all questions, so of one snapshot."""
+        at = (Position.of(row), row["applied_at"], row["now"], from_primary, sent)
+        return cls([(Loaded(body, *at), n) for body, n in spread(row)])
+
+    @classmethod
+    def one_by_one(cls, rows: Sequence[Mapping[str, Any]], *, from_primary: bool, sent: float) -> Batch:
+        """Of one statement a question, each with a snapshot of its own."""
+        return cls(
+            [
+                (Loaded(row["body"], Position.of(row), row["applied_at"], row["now"], from_primary, sent), row["n"])
+                for row in rows
+            ]
+        )
 
     @property
     def oldest(self) -> Position:
-        return self.positions[0]
+        return self.answers[0][0].position
+
+    @property
+    def newest(self) -> Position:
+        return self.answers[-1][0].position
+
+    @property
+    def from_primary(self) -> bool:
+        return self.answers[0][0].from_primary
 
 
 class Loadable(Protocol):
@@ -375,12 +385,10 @@ class Loader:
 
     def _land(self, jobs: list[_Job], batch: Batch) -> list[tuple[Question, Loaded]]:
         landed = []
-        for job, row, position in zip(jobs, batch.rows, batch.positions, strict=True):
-            if row["n"] > MOST_ROWS:
+        for job, (loaded, n) in zip(jobs, batch.answers, strict=True):
+            if n > MOST_ROWS:
                 self._flights.crash(job.key, AnswerTooLarge(f"the answer has more than {MOST_ROWS} rows"))
                 continue
-            times = row["applied_at"], row["now"]
-            loaded = Loaded(row["body"].encode(), position, *times, batch.from_primary, batch.sent)
             self._flights.land(job.key, loaded)
             if not job.key[1]:
                 self.landed.put(job.question.digest, loaded)

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 _KEY = 32
 _NONCE = 12
+_SAME_NONCE = bytes(_NONCE)
 _LEAST = 1 + _NONCE + 16
 
 
@@ -38,6 +39,7 @@ class KeyRing:
         self._secret = keys[current]
         self._ciphers = {number: AESGCM(_derive(key, "seal")) for number, key in keys.items()}
         self._mac_key = _derive(self._secret, "hmac")
+        self._marker = AESGCM(_derive(self._secret, "mark"))
         self.hmac_key = _derive(self._secret, "tags")
         # Two rings that number different keys alike must not pass for the same one.
         print_of_key = hmac.digest(_derive(self._secret, "fingerprint"), b"", "sha256")[:6].hex()
@@ -82,6 +84,14 @@ class KeyRing:
         """Sixteen bytes that stand for the parts, in this order, and that only this ring can make."""
         framed = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
         return hmac.digest(self._mac_key, framed, "sha256")[:16]
+
+    def mark(self, *parts: bytes) -> int:
+        """64 bits that differ where the parts do, at a fraction of what `hmac` costs. Only for what is no secret.
+
+        It is the tag of AES-GCM over the parts: a universal hash under a key, always with the same nonce, so that
+        whoever sees many of them may learn to find others with the same mark.
+        """
+        return int.from_bytes(self._marker.encrypt(_SAME_NONCE, b"", b"\x00".join(parts))[:8], "big")
 
     def __repr__(self) -> str:
         return f"KeyRing(keys={sorted(self._ciphers)}, current={self._current})"

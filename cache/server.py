@@ -173,7 +173,8 @@ async def leased(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
 
 def _failure(sqlstate: str) -> Exception:
-    if sqlstate.startswith("22") or sqlstate == TOO_SLOW:
+    # 54: a limit of the server's, which fewer questions at a time may keep to
+    if sqlstate.startswith(("22", "54")) or sqlstate == TOO_SLOW:
         return Poisoned(sqlstate)
     if sqlstate.startswith(("42", "3F", "25", "0A", "21")):
         return Refused(sqlstate)

@@ -8,10 +8,8 @@ import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from operator import itemgetter
 from typing import Any
 
-import asyncpg
 from prometheus_client import Counter
 
 from cache.answer import Verdict
@@ -263,7 +261,7 @@ class Silo:
     async def _ask(self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]]) -> Batch:
         started = time.monotonic()
         try:
-            rows = await self._rows(server, lookup, questions)
+            batch = await self._asked(server, lookup, questions, started)
         except ServerFailed:
             self._servers.failed(server)
             self._count("failed", started)
@@ -278,22 +276,25 @@ class Silo:
             _log.error("lookup_refused_by_silo", extra={"silo": self.name, "sqlstate": refused.sqlstate})
             raise QueryRefused(f"the silo refuses the query ({refused.sqlstate})") from None
         self._count("answered", started)
-        if len(rows) != len(questions):
+        if batch is None:
             raise NotPrepared
-        batch = Batch.of(rows, from_primary=server is self._primary, sent=started)
         server.took(time.monotonic() - started)
-        self._servers.answered(server, batch.positions[-1], seconds=time.monotonic() - started)
+        self._servers.answered(server, batch.newest, seconds=time.monotonic() - started)
         return batch
 
-    async def _rows(
-        self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]]
-    ) -> list[asyncpg.Record]:
-        """One row a question, in their order."""
+    async def _asked(
+        self, server: Server, lookup: Loadable, questions: Sequence[tuple[Any, ...]], started: float
+    ) -> Batch | None:
+        """The answers; None where the silo has no position yet."""
+        from_primary = server is self._primary
         if not lookup.batched:
-            return await server.fetch_each(lookup.one_sql, questions, timeout_s=self._timeout_s)
+            rows = await server.fetch_each(lookup.one_sql, questions, timeout_s=self._timeout_s)
+            if len(rows) < len(questions):
+                return None
+            return Batch.one_by_one(rows, from_primary=from_primary, sent=started)
         columns = [list(column) for column in zip(*questions, strict=True)]
         rows = await server.fetch(lookup.batch_sql, columns, timeout_s=self._timeout_s)
-        return sorted(rows, key=itemgetter("ord"))
+        return Batch.gathered(rows[0], from_primary=from_primary, sent=started) if rows else None
 
     async def _is_prepared(self, server: Server) -> bool:
         try:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 from aiohttp import HttpVersion11, hdrs, web
@@ -20,13 +20,14 @@ from cache.answer import Answer
 from cache.group import Group, Looked
 from cache.loader import Caller, Loaded
 from cache.question import Question
-from cache.store import Reading
+from cache.reads import Reading
 from gateway.api.lookups import answered, get_lookup, time_left
 from gateway.auth import Principal, Unauthenticated
 from gateway.context import CONTEXT
 from gateway.declarations import TODAY
 from gateway.exchange import TO_SEND_S, Exchange
 from gateway.head import Heads, complete
+from gateway.line import read_plain
 from gateway.lookup import MIN_AS_OF, Lookup, matches
 from gateway.middleware.observe import CLIENT_CLOSED, correlation_id_of, deadline_of, observed
 from gateway.middleware.refuse import refusal
@@ -210,22 +211,23 @@ class Direct:
         return self._begin(target, key, headers.get(CORRELATION), etags, tell)
 
     def again(self, data: bytes, tell: Tell) -> InHand | bytes | None:
-        """The same for a whole request whose every line was read before; None if one was not, too.
+        """The same for a whole request whose headers were read before; None if they were not, too.
 
-        So nothing is read here that aiohttp might have refused or read otherwise: each line of the request, and each
-        block of headers with its end, is one of the very bytes that aiohttp has read. Between the two nothing depends
-        on the other.
+        So nothing is read here that aiohttp might have refused or read otherwise: the block of headers with its end is
+        one of the very bytes that aiohttp has read; the line before it is too, or it is a plain one (`gateway.line`).
+        Between the two nothing depends on the other.
         """
         end = data.find(b"\n") + 1
-        target = self._targets.get(data[:end])
-        if target is None:
-            return None
         if self._blocks_of != self._keys.taken:
             # they hold keys, of which one may be revoked
             self._blocks.clear()
             self._blocks_of = self._keys.taken
         key = self._blocks.get(data[end:])
-        return None if key is None else self._begin(target, key, None, None, tell)
+        if key is None:
+            return None
+        line = data[:end]
+        target = self._targets.get(line) or self._plain_target(line)
+        return None if target is None else self._begin(target, key, None, None, tell)
 
     def learn(self, data: bytes, message: RawRequestMessage) -> None:
         """Remember the headers of a request that was answered here. `data` is that request and nothing else."""
@@ -289,11 +291,26 @@ class Direct:
     def _read_target(self, message: RawRequestMessage, line: bytes) -> tuple[Asked, Question] | None:
         """What the address asks; None for every address that is not plainly a well-formed question."""
         name, _, query = message.path.removeprefix(_PREFIX).partition("?")
+        if not message.path.startswith(_PREFIX) or "#" in query:
+            return None
+        return self._target(name, line, lambda lookup: lookup.parameters_of_query(message.url.query))
+
+    def _plain_target(self, line: bytes) -> tuple[Asked, Question] | None:
+        """The same for a line that aiohttp has not read."""
+        plain = read_plain(line)
+        if plain is None:
+            return None
+        name, given = plain
+        return self._target(name, line, lambda lookup: lookup.parameters_of(given))
+
+    def _target(
+        self, name: str, line: bytes, parameters: Callable[[Lookup], Mapping[str, object]]
+    ) -> tuple[Asked, Question] | None:
         asked = self._asked.get(name)
-        if asked is None or not message.path.startswith(_PREFIX) or "#" in query:
+        if asked is None:
             return None
         try:
-            question = asked.group.question(asked.lookup.parameters_of_query(message.url.query))
+            question = asked.group.question(parameters(asked.lookup))
         # The long way refuses it, and says why; it meets what is no refusal again too.
         except Exception:  # noqa: BLE001
             return None

@@ -12,6 +12,7 @@ import asyncpg
 from cache.definition import MOST_ROWS, LookupDefinition, compile_one, compile_sql
 from cache.examine.finding import Finding
 from cache.examine.samples import Key, arrays
+from cache.gathered import spread
 
 _TOO_SLOW = "57014"
 # A batch may cost up to this much more than its questions sent one behind the other in one round trip.
@@ -77,7 +78,7 @@ async def _alone(
             continue
         finally:
             enough = time.monotonic() - started > _MOST_ALONE_S
-        found.append(_Answer(row["body"], row["n"]))
+        found.append(_Answer(row["body"].decode(), row["n"]))
         trial.keys.append(key)
         if enough:
             break
@@ -115,7 +116,7 @@ async def _together(connection: asyncpg.Connection, definition: LookupDefinition
         else:
             trial.fall_back("error", "fails_in_batch", f"the SQL fails in a batch only (SQLSTATE {error.sqlstate})")
         return None
-    return [_Answer(row["body"], row["n"]) for row in sorted(rows, key=lambda row: int(row["ord"]))]
+    return [_Answer(body.decode(), n) for body, n in spread(rows[0])]
 
 
 def _compare(alone: Sequence[_Answer], together: Sequence[_Answer], trial: Trial) -> None:

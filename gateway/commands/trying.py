@@ -19,7 +19,8 @@ from cache.group import Group
 from cache.joined import JoinedLookup
 from cache.loader import Question, SiloUnavailable
 from cache.metrics import CacheMetrics
-from cache.store import Reading, Store
+from cache.reads import Reading
+from cache.store import Store
 from gateway.asking import Asking, asking
 from gateway.assembly import Assembly
 from gateway.audit import Audit, AuditUnavailable

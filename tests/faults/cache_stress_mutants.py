@@ -13,8 +13,9 @@ from typing import Any
 from redis.asyncio import Redis
 
 from cache.link import RedisSkipped
+from cache.reads import Reading
 from cache.state import Position
-from cache.store import Fill, Reading, Store
+from cache.store import Fill, Store
 
 _AGAIN_S = 0.1
 _LEASE_MS = 10_000

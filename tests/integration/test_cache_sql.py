@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from cache.definition import LookupDefinition, TableTag, compile_many, compile_sql
+from cache.gathered import spread
 from cache.values import VALUE_TYPES
 from gateway.dev.addresses import Database
 from tests.integration.cache_world import World, address, lookup
@@ -75,10 +76,9 @@ async def test_every_way_of_writing_it_means_the_same_alone_and_in_a_batch(
     for name, definition in definitions.items():
         plain, batch = compile_sql(definition)
         alone = [[dict(row) for row in await town.fetch(plain, key)] for key in keys]
-        together = await town.fetch(batch, keys)
-        assert [row["ord"] for row in together] == [1, 2, 3, 4], name
-        assert [json.loads(row["body"]) for row in together] == alone, name
-        assert [row["n"] for row in together] == [len(found) for found in alone], name
+        together = spread(await town.fetchrow(batch, keys))
+        assert [json.loads(body) for body, _ in together] == alone, name
+        assert [n for _, n in together] == [len(found) for found in alone], name
         assert len(alone[0]) > 0, name
         assert alone[1] == [], name
 
@@ -89,7 +89,7 @@ async def test_a_batch_says_where_the_silo_stood(town: asyncpg.Connection) -> No
     row = await town.fetchrow(batch, ["BN11 1AA"])
     position = await town.fetchrow("select epoch, seq, id, definition from progress")
     assert [row[name] for name in ("epoch", "seq", "id", "definition")] == list(position)
-    assert row["body"] == "[]"
+    assert spread(row) == [(b"[]", 0)]
 
 
 async def test_columns_are_an_allow_list_in_their_declared_order(town: asyncpg.Connection) -> None:
@@ -99,14 +99,15 @@ async def test_columns_are_an_allow_list_in_their_declared_order(town: asyncpg.C
     )
     _, batch = compile_sql(narrow)
     row = await town.fetchrow(batch, [ELM])
-    assert json.loads(row["body"]) == [{"address": "it's :postcode"}]
+    [(body, _)] = spread(row)
+    assert json.loads(body) == [{"address": "it's :postcode"}]
 
 
 @pytest.mark.parametrize(("shape", "found", "absent"), [("one", 1, 0), ("many", 2, 0)])
 async def test_shapes(town: asyncpg.Connection, shape: Any, found: int, absent: int) -> None:
     """`one` answers at most one row, `many` all of them."""
     _, batch = compile_sql(lookup("shaped", shape=shape))
-    bodies = [json.loads(row["body"]) for row in await town.fetch(batch, [CRABTREE, "BN11 1AA"])]
+    bodies = [json.loads(body) for body, _ in spread(await town.fetchrow(batch, [CRABTREE, "BN11 1AA"]))]
     assert [len(body) for body in bodies] == [found, absent]
 
 
@@ -115,7 +116,7 @@ async def test_exists_does_not_care_what_is_selected(town: asyncpg.Connection) -
     for selected in ("1", "1 as exists", "*", "null"):
         definition = lookup("there", shape="exists", sql=f"select {selected} from address where postcode = :postcode")
         _, batch = compile_sql(definition)
-        bodies = [json.loads(row["body"]) for row in await town.fetch(batch, [CRABTREE, "BN11 1AA"])]
+        bodies = [json.loads(body) for body, _ in spread(await town.fetchrow(batch, [CRABTREE, "BN11 1AA"]))]
         assert bodies == [[{"exists": True}], []]
 
 
@@ -136,8 +137,8 @@ async def test_parameters_of_every_type_arrive_as_what_they_are(town: asyncpg.Co
         plain, batch = compile_sql(definition)
         value = kind.normalise(example)
         assert await town.fetchval(plain, value) == value
-        [row] = await town.fetch(batch, [value])
-        assert len(json.loads(row["body"])) == 1
+        [(body, _)] = spread(await town.fetchrow(batch, [value]))
+        assert len(json.loads(body)) == 1
         assert kind.normalise(value) == value
     [many] = await town.fetch(compile_many(lookup("addresses")), [ELM])
     assert json.loads(many["body"]) == [{"uprn": "3", "address": "it's :postcode"}]

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from cache.definition import LookupDefinition, compile_one, compile_sql
+from cache.gathered import spread
 from cache.normalisers import LAST, name
 from gateway.dev.addresses import Database
 from gateway.integrations import read_folders, tagger_of, value_types
@@ -49,8 +50,8 @@ async def asked(
     ]
     alone = [json.loads((await connection.fetchrow(compile_one(lookup), *one))["body"]) for one in normalised]
     _, batch = compile_sql(lookup)
-    rows = await connection.fetch(batch, *[list(column) for column in zip(*normalised, strict=True)])
-    together = [json.loads(row["body"]) for row in sorted(rows, key=lambda row: row["ord"])]
+    row = await connection.fetchrow(batch, *[list(column) for column in zip(*normalised, strict=True)])
+    together = [json.loads(body) for body, _ in spread(row)]
     assert together == alone
     return alone
 

@@ -47,8 +47,11 @@ async def _is_over(ways: Ways) -> bool:
 
 
 async def test_a_batch_that_never_comes_back_ends_at_the_deadline(ways: Ways) -> None:
-    """503 in time, and the next request on the connection is answered."""
+    """503 in time where the silo is no help either, and the next request on the connection is answered."""
     await _stop_reading(ways)
+    silo = ways.world._tasks[1]
+    silo.cancel()
+    await asyncio.gather(silo, return_exceptions=True)
     started = asyncio.get_running_loop().time()
     said = await ways.say(ways.short, _HIT, get(PATH + "BN15", close=True))
     assert said.startswith(b"HTTP/1.1 503 ")

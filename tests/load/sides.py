@@ -63,6 +63,16 @@ class Side:
     def pids(self) -> list[int]:
         return [process.pid for process in self._processes]
 
+    def only(self, n: int) -> Side:
+        """One of its processes, to be asked alone."""
+        one = Side(f"{self.name}-{n}", self.log)
+        one.ports, one.admin_ports, one._processes = (
+            self.ports[n : n + 1],
+            self.admin_ports[n : n + 1],
+            self._processes[n : n + 1],
+        )
+        return one
+
     async def add(self, cores: Cores, argv: Sequence[str], environment: Mapping[str, str], port: int) -> None:
         """Start one process on the server's core; it ends with this one."""
         command = Command(

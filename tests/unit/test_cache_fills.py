@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import pytest
@@ -27,11 +27,13 @@ class Link:
         self.door = asyncio.Event()
         self.batches: list[list[int]] = []
 
-    async def send(self, commands: Sequence[Command], _script: str, *, timeout_s: float) -> list[bytes]:
+    async def send(
+        self, commands: Sequence[Command], _script: str, read: Callable[[list[bytes]], list[str]], *, timeout_s: float
+    ) -> list[str]:
         assert timeout_s > 0
         self.batches.append([max(len(word) for word in one if isinstance(word, bytes)) for one in commands])
         await self.door.wait()
-        return [b"stored"] * len(commands)
+        return read([b"stored"] * len(commands))
 
 
 def _fill(n: int, size: int) -> Fill:

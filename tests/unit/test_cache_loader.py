@@ -43,8 +43,13 @@ class Silo:
             raise self.failure
         if 13 in values:
             raise Poisoned(self.sqlstate)
-        rows = [{"body": f"[{value}]", "n": 1, "applied_at": NOW, "now": NOW} for value in values]
-        return Batch(rows, self.positions or [POSITION] * len(rows), from_primary=False, sent=0.0)
+        positions = self.positions or [POSITION] * len(values)
+        return Batch(
+            [
+                (Loaded(b"[%d]" % value, position, NOW, NOW, from_primary=False, sent=0.0), 1)
+                for value, position in zip(values, positions, strict=True)
+            ]
+        )
 
 
 class Kept:

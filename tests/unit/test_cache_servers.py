@@ -37,6 +37,12 @@ def position(seq: int) -> Position:
     return Position("e1", seq, f"id{seq}", TAGGER.definition)
 
 
+def batch(seq: int, *, from_primary: bool, questions: int = 1) -> Batch:
+    """Answers of none, all read at one position."""
+    none = Loaded(b"[]", position(seq), NOW, NOW, from_primary=from_primary, sent=0.0)
+    return Batch([(none, 0)] * questions)
+
+
 def town(*, replicas: int | None = None) -> Silo:
     """A primary, and one `replica` unless there are to be so many, `replica0` and so on."""
     return Silo(
@@ -57,7 +63,7 @@ async def test_a_question_that_is_slow_at_one_server_is_asked_at_the_next(monkey
     async def ask(server: Server, _lookup: object, _questions: Sequence[Any]) -> Batch:
         if "replica" in server.label:
             raise Poisoned(SLOW)
-        return Batch([], [position(1)], from_primary=True, sent=0.0)
+        return batch(1, from_primary=True)
 
     monkeypatch.setattr(silo, "_ask", ask)
     assert (await silo.fetch_batch(Lookup(), [(1,)])).from_primary
@@ -226,7 +232,7 @@ async def hedging(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Silo, 
             raise ServerFailed
         await asyncio.sleep(seconds[server.label])
         is_primary = server.label == "primary"
-        return Batch([{}], [position(1)] * len(questions), from_primary=is_primary, sent=0.0)
+        return batch(1, from_primary=is_primary, questions=len(questions))
 
     monkeypatch.setattr(silo, "_ask", ask)
     monkeypatch.setattr(cache.silo, "_LATE_S", 0.05)
@@ -305,11 +311,11 @@ async def test_when_all_have_gone_an_answer_in_hand_is_still_one(monkeypatch: py
 
     async def ask(server: Server, _lookup: object, _questions: Sequence[Any]) -> Batch:
         asked.append(server.label)
-        return Batch([{}], [position(5)], from_primary=False, sent=0.0)
+        return batch(5, from_primary=False)
 
     monkeypatch.setattr(silo, "_ask", ask)
-    batch = await silo.fetch_batch(Lookup(), [(1,)], at_least=position(6), wanted=lambda: not asked)
-    assert batch.oldest == position(5)
+    found = await silo.fetch_batch(Lookup(), [(1,)], at_least=position(6), wanted=lambda: not asked)
+    assert found.oldest == position(5)
     assert asked == ["replica0"]
 
 
@@ -323,8 +329,7 @@ async def test_what_nobody_foresaw_fails_one_question_and_not_the_silo(
     async def ask(_server: Server, _lookup: object, _questions: Sequence[Any]) -> Batch:
         if faults:
             raise faults.pop()
-        row = {"body": "[]", "n": 0, "applied_at": NOW, "now": NOW}
-        return Batch([row], [position(1)], from_primary=True, sent=0.0)
+        return batch(1, from_primary=True)
 
     async def nothing(*_: object, **__: object) -> None:
         raise ServerFailed
