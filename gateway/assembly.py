@@ -15,13 +15,12 @@ from gateway.database import CONNECT_TIMEOUT_S, gateway_pool
 from gateway.declarations import Integration
 from gateway.integrations import Folders, read_folders, tagger_of, value_types
 from gateway.settings import InvalidSettings, Settings
-from streams import failpoints
-from streams.casekeys import CaseKeys
-from streams.cases import Cases
+from streams import failpoints, topics
+from streams.cases.cases import Cases
+from streams.cases.keys import CaseKeys
 from streams.outages import DATABASE_ERRORS
 from streams.silos.schema import prepare as prepare_silo
 from streams.sql.migrate import migrate
-from streams.topics import ensure_topics
 
 _PREPARE_TIMEOUT_S = 120.0
 
@@ -58,14 +57,14 @@ class Assembly:
 
 def changes_topic(settings: Settings) -> str:
     """Name the topic of case events, with the deployment's prefix."""
-    return f"{settings.topic_prefix}cases.changes.v1"
+    return topics.changes_topic(settings.topic_prefix)
 
 
 async def ensure_changes_topic(assembly: Assembly) -> None:
     """Make the topic of case events if it is not there; raises NotReady while Kafka cannot be used."""
     settings = assembly.settings
     try:
-        await ensure_topics(
+        await topics.ensure_topics(
             settings.kafka_bootstrap, [assembly.topic], settings.topic_partitions, settings.topic_replication
         )
     except (KafkaError, OSError, TimeoutError) as error:

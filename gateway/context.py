@@ -19,7 +19,7 @@ from gateway.limits import DEFAULT_RATES, RateClass
 from gateway.live import Live
 from gateway.settings import Settings
 from gateway.telemetry import EdgeMetrics
-from streams.cases import Cases
+from streams.cases.cases import Cases
 
 
 class Asker(Protocol):

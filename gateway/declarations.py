@@ -9,7 +9,7 @@ from typing import Any
 
 from cache.definition import LookupDefinition
 from cache.values import ValueType
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
 from streams.flow import Flow
 
 # The default of a date that is the day on which it is asked.

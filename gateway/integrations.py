@@ -14,11 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from cache.values import VALUE_TYPES, Index, Tagger
 from gateway.declarations import CaseTypeDeclaration, Integration, LookupDeclaration
 from gateway.lookup_files import CASES, read_lookup
-from streams.casedocument import completed
-from streams.casetype import CaseType, InvalidCaseType, pointer
+from streams.cases.casetype import CaseType, InvalidCaseType, pointer
+from streams.cases.document import completed
 from streams.declared import Document, InvalidDeclaration, Problem, read
 from streams.flow import Flow
-from streams.flow_check import check_flow
+from streams.flows.check import check_flow
 from streams.recipients.declaration import RecipientDeclaration, read_recipient
 from streams.silos.declaration import SiloDeclaration
 from streams.silos.names import CANARY

@@ -44,6 +44,9 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("silogate_live_cut_total", "counter", ("reason",), "Event streams ended by the gateway."),
     Metric("silogate_live_tail_up", "gauge", (), "1 while the tail of the case topic is being read."),
     Metric("silogate_live_undecodable_total", "counter", (), "Records of the case topic that could not be read."),
+    Metric("silogate_live_type_streams", "gauge", (), "Open event streams over a whole type of case."),
+    Metric("silogate_live_resets_total", "counter", (), "Streams over a type told to begin anew."),
+    Metric("silogate_gateway_shut", "gauge", (), "1 while nothing may be written until the gateway is recovered."),
     Metric("silogate_build_info", "gauge", ("version",), "Always 1; the label names the running release."),
 )
 
@@ -71,6 +74,9 @@ class EdgeMetrics:
         self.live_cut = Counter(*_named("silogate_live_cut_total"), registry=registry)
         self.live_tail_up = Gauge(*_named("silogate_live_tail_up"), registry=registry)
         self.live_undecodable = Counter(*_named("silogate_live_undecodable_total"), registry=registry)
+        self.live_type_streams = Gauge(*_named("silogate_live_type_streams"), registry=registry)
+        self.live_resets = Counter(*_named("silogate_live_resets_total"), registry=registry)
+        self.gateway_shut = Gauge(*_named("silogate_gateway_shut"), registry=registry)
         Gauge(*_named("silogate_build_info"), registry=registry).labels(version).set(1)
         self._answers: dict[tuple[str, str, int], Count] = {}
         self._times: dict[str, Spread] = {}

@@ -24,14 +24,13 @@ from gateway.settings import InvalidSettings, Settings
 from gateway.starting import open_site, said
 from gateway.stopping import stop_on_signals
 from gateway.telemetry import EdgeMetrics
-from streams.consumer import Consumer
-from streams.dispatch import Retry
-from streams.effect_metrics import EffectMetrics
+from streams.consumer.consumer import Consumer
+from streams.consumer.handlers import BatchHandler, CaseHandler
+from streams.consumer.limits import ConsumerLimits, Retry, SessionTimeouts
+from streams.effects.metrics import EffectMetrics
 from streams.errors import Misconfigured
-from streams.flow import FlowPlanner
-from streams.handlers import BatchHandler, CaseHandler
+from streams.flows.planner import FlowPlanner
 from streams.ledger import Ledger
-from streams.limits import ConsumerLimits, SessionTimeouts
 from streams.mapping.compile import Mapping as FieldTable
 from streams.metrics import StreamMetrics
 from streams.outbox import Relay, producer

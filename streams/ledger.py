@@ -22,14 +22,14 @@ import asyncpg
 import orjson
 
 from streams.audit import AuditLog
-from streams.casekeys import CaseKeys, Erased
-from streams.effect_metrics import EffectMetrics
-from streams.effect_store import EffectStore, unknown
-from streams.effects import HeldEffect, Verdict, bound_payload, bound_request
+from streams.cases.keys import CaseKeys, Erased
+from streams.effects.effect import HeldEffect, Verdict, bound_payload, bound_request
+from streams.effects.metrics import EffectMetrics
+from streams.effects.settlement import AuditMissing, Patience, Settlement
+from streams.effects.store import EffectStore, unknown
 from streams.failpoints import reach
 from streams.outages import DATABASE_AWAY
 from streams.sealing import Sealer
-from streams.settlement import AuditMissing, Patience, Settlement
 from streams.sinks import Ambiguous, LeaseLost, NotSent, Order, Sink
 
 __all__ = ["Ledger", "Patience", "unknown"]

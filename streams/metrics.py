@@ -32,7 +32,7 @@ _EVENTS = Metric(
     "silogate_consumer_events_total",
     "counter",
     ("group", "outcome"),
-    "Events by what became of them: done, retried, parked, appended to a parked case, undecodable, stray.",
+    "Events by what became of them: done, retried, parked, appended to a parked case, undecodable, stray, duplicate.",
 )
 _LAG = Metric(
     "silogate_consumer_event_seconds", "histogram", ("group",), "Time from a case's change to its being handled."
@@ -53,6 +53,41 @@ _REBUILDS = Metric(
 )
 _UP = Metric("silogate_consumer_up", "gauge", ("group",), "1 while the consumer runs, 0 once it has stopped.")
 _PARKED = Metric("silogate_parked_cases", "gauge", ("group",), "Cases that wait for a person at this group.")
+_PARKED_EVENTS = Metric("silogate_parked_events", "gauge", ("group",), "Events of the cases that wait at this group.")
+_MIRRORED = Metric(
+    "silogate_dlq_mirrored_total",
+    "counter",
+    ("group", "outcome"),
+    "Parked events copied to the group's dead letter topic: done, failed.",
+)
+_BEHIND = Metric(
+    "silogate_consumer_lag_events", "gauge", ("group",), "Events of the partitions held that are not settled yet."
+)
+_DUPLICATES = Metric(
+    "silogate_consumer_duplicates_total", "counter", ("group",), "Events dropped because their version was seen before."
+)
+_GAPS = Metric(
+    "silogate_consumer_gaps_total",
+    "counter",
+    ("group", "outcome"),
+    "Events that came before the one before them: filled from the gateway's database, unfilled.",
+)
+_POSITION = Metric(
+    "silogate_consumer_position_total",
+    "counter",
+    ("group", "outcome"),
+    "Partitions taken over, by what lay at the last position: same, recreated, expired, new.",
+)
+_STALLS = Metric(
+    "silogate_consumer_stalls_total", "counter", ("group",), "Times a consumer with work to do had stopped moving."
+)
+_FUSE = Metric(
+    "silogate_consumer_fuse_blown_total", "counter", ("group",), "Times a consumer stopped because most cases failed."
+)
+_SPILLED = Metric(
+    "silogate_consumer_spilled_total", "counter", ("group",), "Cases parked to make room while they were waiting."
+)
+_REMOVED = Metric("silogate_upkeep_removed_total", "counter", ("table",), "Rows removed because of their age.")
 _CANARY = Metric(
     "silogate_canary_beats_total",
     "counter",
@@ -78,6 +113,16 @@ CATALOGUE: tuple[Metric, ...] = (
     _REBUILDS,
     _UP,
     _PARKED,
+    _PARKED_EVENTS,
+    _MIRRORED,
+    _BEHIND,
+    _DUPLICATES,
+    _GAPS,
+    _POSITION,
+    _STALLS,
+    _FUSE,
+    _SPILLED,
+    _REMOVED,
     _CANARY,
 )
 
@@ -103,6 +148,16 @@ class StreamMetrics:
         self.rebuilds = _counter(_REBUILDS, registry)
         self.up = _gauge(_UP, registry)
         self.parked_cases = _gauge(_PARKED, registry)
+        self.parked_events = _gauge(_PARKED_EVENTS, registry)
+        self.dlq_mirrored = _counter(_MIRRORED, registry)
+        self.lag_events = _gauge(_BEHIND, registry)
+        self.duplicates = _counter(_DUPLICATES, registry)
+        self.gaps = _counter(_GAPS, registry)
+        self.positions = _counter(_POSITION, registry)
+        self.stalls = _counter(_STALLS, registry)
+        self.fuse_blown = _counter(_FUSE, registry)
+        self.spilled = _counter(_SPILLED, registry)
+        self.upkeep_removed = _counter(_REMOVED, registry)
         self.canary_beats = _counter(_CANARY, registry)
 
 

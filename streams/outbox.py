@@ -20,7 +20,7 @@ import orjson
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
 
-from streams.caserows import BUCKETS, OUTBOX_CHANNEL
+from streams.cases.rows import BUCKETS, OUTBOX_CHANNEL
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
 from streams.outages import DATABASE_ERRORS

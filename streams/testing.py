@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from streams.casekeys import CaseKeys
+from streams.cases.keys import CaseKeys
 from streams.events import CaseEvent
 
 _NONCE = 12

@@ -7,6 +7,21 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
 
+def changes_topic(prefix: str) -> str:
+    """The topic of what happens to cases; its key is the case's id."""
+    return f"{prefix}cases.changes.v1"
+
+
+def effects_topic(prefix: str) -> str:
+    """The topic of what became of effects; its key is the case's id."""
+    return f"{prefix}cases.effects.v1"
+
+
+def dead_letter_topic(source: str, group: str) -> str:
+    """The topic that mirrors what a group parks. It needs as many partitions as `source`, or a case's order is lost."""
+    return f"{source}.{group}.dlq"
+
+
 async def ensure_topics(
     bootstrap: str,
     names: Iterable[str],

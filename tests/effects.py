@@ -16,11 +16,12 @@ from prometheus_client import CollectorRegistry
 
 from gateway.audit import Audit
 from gateway.telemetry import EdgeMetrics
-from streams.casekeys import CaseKeys, seal_personal
-from streams.effect_metrics import EffectMetrics
+from streams.cases.keys import CaseKeys, seal_personal
+from streams.consumer.fence import Fence
+from streams.effects.metrics import EffectMetrics
 from streams.events import CaseEvent
-from streams.fence import Fence
-from streams.flow import Flow, FlowPlanner
+from streams.flow import Flow
+from streams.flows.planner import FlowPlanner
 from streams.ledger import Ledger, Patience
 from streams.sinks import CommitPoint, NotSent, Order, Sink, SinkClass
 from streams.sinks.notifications.templates import MailTemplate

@@ -17,8 +17,7 @@ from gateway.context import CONTEXT
 from gateway.exchange import EXCHANGE
 from gateway.limits import read_object
 from gateway.problems import Problem
-from streams.casekeys import Erased
-from streams.cases import (
+from streams.cases.cases import (
     Case,
     Idempotency,
     IdempotencyMismatch,
@@ -28,6 +27,7 @@ from streams.cases import (
     UnknownCaseType,
     VersionConflict,
 )
+from streams.cases.keys import Erased
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"

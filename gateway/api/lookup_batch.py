@@ -20,7 +20,7 @@ from gateway.limits import rate_limited, read_object, shown_name
 from gateway.lookup import Lookup
 from gateway.problems import IN_DOUBT, Problem, as_problem
 from gateway.serving import BUCKETS, LOOKUPS
-from streams.casetype import pointer
+from streams.cases.casetype import pointer
 
 MOST_LOOKUPS = 20
 _LONGEST_AGE_S = 2**31 - 1

@@ -21,6 +21,7 @@ from gateway.settings import Settings
 from streams.outages import DATABASE_ERRORS
 from streams.silos.declaration import SiloDeclaration
 from streams.sinks.notifications.smtp import BadServer, MailServer
+from streams.topics import changes_topic
 
 _DEADLINE_S = 5.0
 _LAG_LIMIT_S = 10.0
@@ -200,7 +201,7 @@ async def _kafka(found: Finding, settings: Settings) -> None:
     await admin.start()
     try:
         cluster = await admin.describe_cluster()
-        topic = f"{settings.topic_prefix}cases.changes.v1"
+        topic = changes_topic(settings.topic_prefix)
         (described,) = await admin.describe_topics([topic])
         partitions = len(described["partitions"])
         found.detail = f"{len(cluster['brokers'])} broker(s), {topic}: {partitions or 'no'} partitions"

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import orjson
 
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
 from streams.events import CaseEvent
 from streams.mapping.columns import Column
 from streams.mapping.declaration import InvalidMapping, Kind, RecipientDeclaration

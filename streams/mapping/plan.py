@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
 from streams.mapping.columns import Column
 from streams.mapping.convert import BadConversion, Grid, Step, grid_of, pattern_of, step
 from streams.mapping.declaration import FieldDeclaration, Kind, RecipientDeclaration

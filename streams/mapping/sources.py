@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
 
 EVENT_FIELDS: Mapping[str, str] = {
     "event.reference": "text",

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from streams.consumer.fence import RECIPIENT, RECIPIENT_TABLE_SQL
 from streams.errors import Misconfigured
-from streams.fence import RECIPIENT, RECIPIENT_TABLE_SQL
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import InvalidMapping
 from streams.outages import DATABASE_ERRORS

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
 from streams.declared import InvalidDeclaration
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration

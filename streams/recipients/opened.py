@@ -12,7 +12,7 @@ from uuid import UUID
 
 import asyncpg
 
-from streams.casekeys import CaseKeys, open_personal
+from streams.cases.keys import CaseKeys, open_personal
 from streams.errors import Misconfigured, Rejected
 from streams.events import CaseEvent
 from streams.outages import DATABASE_ERRORS

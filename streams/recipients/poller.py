@@ -23,8 +23,8 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from streams.casekeys import Erased
-from streams.cases import Cases, ImmutableField, Invalid, UnknownCase, VersionConflict
+from streams.cases.cases import Cases, ImmutableField, Invalid, UnknownCase, VersionConflict
+from streams.cases.keys import Erased
 from streams.errors import Misconfigured, Rejected, Retryable
 from streams.failpoints import reach
 from streams.mapping.compile import Mapping

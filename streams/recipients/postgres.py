@@ -23,11 +23,11 @@ from uuid import UUID
 
 import asyncpg
 
-from streams.casekeys import CaseKeys
+from streams.cases.keys import CaseKeys
+from streams.consumer.fence import Fence, hold, register
 from streams.errors import Rejected, Retryable, Unavailable
 from streams.events import CaseEvent
 from streams.failpoints import reach
-from streams.fence import Fence, hold, register
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration
 from streams.outages import DATABASE_ERRORS

@@ -9,7 +9,7 @@ from typing import Self
 
 import asyncpg
 
-from streams.fence import RECIPIENT
+from streams.consumer.fence import RECIPIENT
 from streams.mapping.columns import ARRAY_TYPES, Column
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration

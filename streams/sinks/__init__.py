@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 from uuid import UUID
 
 CommitPoint = Callable[[], Awaitable[None]]
@@ -62,6 +62,28 @@ class Order:
         return f"Order({self.effect_id}, {self.purpose})"
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The act happened: the provider's reference, without personal data."""
+
+    reference: str
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """The provider knows nothing of the act, as far as it can see now."""
+
+
+@dataclass(frozen=True, slots=True)
+class CannotTell:
+    """The provider gave no answer that means anything. `reason` is a code, never a personal value."""
+
+    reason: str
+
+
+Answer = Found | NotFound | CannotTell
+
+
 class Sink(Protocol):
     """One kind of act on the outside world."""
 
@@ -90,4 +112,32 @@ class Sink(Protocol):
         Awaits `commit_point` once, just before the step that cannot be taken back, and lets what it raises pass.
         Raises NotSent when the act surely did not happen and Ambiguous when it may have.
         """
+        ...
+
+
+@runtime_checkable
+class Searches(Protocol):
+    """A sink whose provider can be asked whether an act happened."""
+
+    @property
+    def settle_lag_s(self) -> float:
+        """How long after an act the provider may still not show it: before that, NotFound means nothing."""
+        ...
+
+    async def find(self, effect_id: UUID, request: bytes) -> Answer:
+        """Ask for the act that these bytes stand for. Changes nothing there, and ends within a deadline of its own."""
+        ...
+
+
+@runtime_checkable
+class Keyed(Sink, Protocol):
+    """A sink whose provider acts once for one idempotency key."""
+
+    @property
+    def key_life_s(self) -> float:
+        """How long after its first use the provider knows a key at least."""
+        ...
+
+    async def perform(self, request: bytes, *, commit_point: CommitPoint, key: str | None = None) -> str:
+        """Perform the act as `Sink.perform` does, under this key: the ledger gives an effect always the same."""
         ...

@@ -12,7 +12,7 @@ import asyncpg
 from prometheus_client import CollectorRegistry
 
 from streams import failpoints
-from streams.casekeys import CaseKeys
+from streams.cases.keys import CaseKeys
 from streams.events import CaseEvent, decode, encode
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration

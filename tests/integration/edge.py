@@ -35,9 +35,9 @@ from gateway.live import Live
 from gateway.server import build_admin_app, build_public_app
 from gateway.settings import Settings
 from gateway.telemetry import EdgeMetrics
-from streams.casekeys import CaseKeys
-from streams.cases import Cases
-from streams.casetype import CaseType
+from streams.cases.cases import Cases
+from streams.cases.casetype import CaseType
+from streams.cases.keys import CaseKeys
 from streams.sql.migrate import migrate
 
 TYPE = "public-toilet-problem"

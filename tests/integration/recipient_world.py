@@ -16,11 +16,11 @@ import asyncpg
 from prometheus_client import CollectorRegistry
 
 from gateway.dev.addresses import Servers
-from streams.casekeys import CaseKeys
-from streams.cases import Case, Cases
-from streams.casetype import CaseType
+from streams.cases.cases import Case, Cases
+from streams.cases.casetype import CaseType
+from streams.cases.keys import CaseKeys
+from streams.consumer.fence import Fence
 from streams.events import CaseEvent
-from streams.fence import Fence
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration
 from streams.recipients.database import RecipientDatabase

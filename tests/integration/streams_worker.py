@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import asyncpg
 from prometheus_client import CollectorRegistry
 
-from streams import failpoints, fence
-from streams.consumer import Consumer
-from streams.dispatch import Retry
+from streams import failpoints
+from streams.consumer import fence
+from streams.consumer.consumer import Consumer
+from streams.consumer.fence import Fence
+from streams.consumer.limits import ConsumerLimits, Retry, SessionTimeouts
 from streams.events import CaseEvent
 from streams.failpoints import reach
-from streams.fence import Fence
-from streams.limits import ConsumerLimits, SessionTimeouts
 from streams.metrics import StreamMetrics
 from streams.outbox import Relay, RelayLimits, producer
 

@@ -11,8 +11,7 @@ import pytest
 import pytest_asyncio
 
 from streams import failpoints
-from streams.casekeys import CaseKeys, Erased
-from streams.cases import (
+from streams.cases.cases import (
     Cases,
     Idempotency,
     IdempotencyMismatch,
@@ -22,7 +21,8 @@ from streams.cases import (
     UnknownCaseType,
     VersionConflict,
 )
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
+from streams.cases.keys import CaseKeys, Erased
 from streams.events import decode
 from streams.failpoints import Injected
 from streams.sql.migrate import MigrationChanged, migrate, migrations, pending
@@ -282,7 +282,7 @@ async def test_references_are_drawn_again_on_a_clash(
 ) -> None:
     """Two residents never share a reference, even if the same one is drawn twice."""
     draws = iter("AAAAAAAAAAAAAAAABBBBBBBB")
-    monkeypatch.setattr("streams.caserows.secrets.choice", lambda _: next(draws))
+    monkeypatch.setattr("streams.cases.rows.secrets.choice", lambda _: next(draws))
     references = [(await cases.create(TYPE, report(), **FORM)).case.reference for _ in range(2)]
     assert references == ["RAP-AAAA-AAAA", "RAP-BBBB-BBBB"]
 

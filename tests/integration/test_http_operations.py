@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import cache.metrics
 import gateway.telemetry
-import streams.effect_metrics
+import streams.effects.metrics
 import streams.metrics
 import streams.recipients.metrics
 from gateway.dev.addresses import Servers
@@ -94,7 +94,7 @@ _CATALOGUES: tuple[Any, ...] = (
     *gateway.telemetry.CATALOGUE,
     *cache.metrics.CATALOGUE,
     *streams.metrics.CATALOGUE,
-    *streams.effect_metrics.CATALOGUE,
+    *streams.effects.metrics.CATALOGUE,
     *streams.recipients.metrics.CATALOGUE,
 )
 
@@ -104,7 +104,7 @@ async def test_metrics_keep_to_the_catalogues(edge: Edge) -> None:
     registry = edge.context.metrics.registry
     cache.metrics.CacheMetrics(registry)
     streams.metrics.StreamMetrics(registry)
-    streams.effect_metrics.EffectMetrics(registry)
+    streams.effects.metrics.EffectMetrics(registry)
     streams.recipients.metrics.RecipientMetrics(registry)
     for collector in set(registry._collector_to_names):
         labels = getattr(collector, "_labelnames", ())

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from gateway.audit import Audit
 from gateway.dev.addresses import Database
-from streams.effect_metrics import CATALOGUE, EffectMetrics
+from streams.effects.metrics import CATALOGUE, EffectMetrics
 from streams.ledger import unknown
 from streams.sinks import Ambiguous, CommitPoint, NotSent
 from tests.effects import (

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.dev.addresses import Database
 from streams.errors import Rejected, Unavailable
-from streams.flow import FlowPlanner
+from streams.flows.planner import FlowPlanner
 from streams.testing import case_event
 from tests.effects import FENCE, RESIDENT, case_keys, effects, flow, open_pool, plan, report
 

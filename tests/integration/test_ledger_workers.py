@@ -13,8 +13,8 @@ from prometheus_client import CollectorRegistry
 
 from gateway.audit import Audit
 from gateway.dev.addresses import Database
-from streams.effect_metrics import EffectMetrics
-from streams.effect_store import EffectStore
+from streams.effects.metrics import EffectMetrics
+from streams.effects.store import EffectStore
 from streams.sinks import LeaseLost
 from tests.effects import (
     ControlledSink,
@@ -136,7 +136,7 @@ async def test_commit_point_and_adoption_never_both_win(pool: asyncpg.Pool) -> N
         acted, found = await asyncio.gather(_tries(first, effect.effect_id, number, wait_s), _adopts(second))
         assert not (acted and found == "sending")
         outcomes.add((acted, found))
-        await pool.execute("truncate effect, effect_attempt")
+        await pool.execute("truncate effect, effect_attempt, effect_check")
     assert outcomes == {(True, "committing"), (False, "sending")}
 
 

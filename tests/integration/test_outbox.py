@@ -13,7 +13,8 @@ import pytest_asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from prometheus_client import CollectorRegistry
 
-from streams import caserows, failpoints
+from streams import failpoints
+from streams.cases import rows as caserows
 from streams.events import CaseEvent, decode
 from streams.failpoints import Injected
 from streams.metrics import StreamMetrics

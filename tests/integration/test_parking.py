@@ -11,11 +11,11 @@ import pytest
 import pytest_asyncio
 
 from gateway.dev.addresses import Database
+from streams.consumer.fence import Fence, bump
+from streams.consumer.lanes import Item, Verdict
+from streams.consumer.parking import Parking
 from streams.errors import Undecodable
 from streams.events import CaseEvent, encode
-from streams.fence import Fence, bump
-from streams.lanes import Item, Verdict
-from streams.parking import Parking
 from streams.testing import case_event
 
 GROUP = "recipient.street-team"

@@ -13,7 +13,7 @@ import pytest_asyncio
 
 from gateway.dev.addresses import Servers
 from streams import failpoints
-from streams.cases import Case
+from streams.cases.cases import Case
 from streams.errors import Misconfigured, Unavailable
 from tests.integration.recipient_world import Remote, World, fence, world
 
@@ -207,7 +207,7 @@ async def test_dying_anywhere_takes_every_change_once(
             raise Died
 
     with monkeypatch.context() as armed:
-        armed.setattr("streams.cases.reach", reach)
+        armed.setattr("streams.cases.cases.reach", reach)
         armed.setattr("streams.recipients.poller.reach", reach)
         with pytest.raises(Died):
             await team.poller.poll()

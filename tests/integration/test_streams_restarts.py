@@ -15,9 +15,9 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from streams import fence
-from streams.cases import Cases
-from streams.casetype import CaseType
+from streams.cases.cases import Cases
+from streams.cases.casetype import CaseType
+from streams.consumer import fence
 from streams.outages import DATABASE_ERRORS
 from streams.testing import CASE_SCHEMA, case_keys
 from streams.topics import ensure_topics

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import RecipientDeclaration
 from tests.load.comparison import Comparison

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from streams.flow import Flow
-from streams.flow_check import check_flow
+from streams.flows.check import check_flow
 
 FOLDER = Path("deploy/integrations/report-a-problem")
 SCHEMA: dict[str, Any] = orjson.loads((FOLDER / "case.schema.json").read_bytes())

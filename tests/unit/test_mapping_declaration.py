@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from streams.casetype import CaseType
+from streams.cases.casetype import CaseType
 from streams.declared import InvalidDeclaration
 from streams.mapping.columns import Column
 from streams.mapping.compile import Mapping

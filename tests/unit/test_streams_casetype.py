@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.casedocument import merge_patch, problems_of
-from streams.casetype import CaseType, InvalidCaseType
+from streams.cases.casetype import CaseType, InvalidCaseType
+from streams.cases.document import merge_patch, problems_of
 from streams.testing import CASE_SCHEMA
 
 CASE_TYPE = CaseType("public-toilet-problem", CASE_SCHEMA)

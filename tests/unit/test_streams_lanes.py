@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
-from streams.dispatch import Retry
-from streams.lanes import Item, Lanes, Work
-from streams.offsets import Watermark
+from streams.consumer.lanes import Item, Lanes, Work
+from streams.consumer.limits import Retry
+from streams.consumer.offsets import Watermark
 from streams.testing import case_event
 
 CASES = [UUID(int=number) for number in range(1, 5)]

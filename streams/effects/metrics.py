@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from streams.effects import Outcome
+from streams.effects.effect import Outcome
 from streams.metrics import Metric
+
+Answered = Literal["found", "not_found", "cannot_tell"]
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0, 14400.0, 86400.0)
 _WAITING = ("planned", "intent", "unknown")
+_ANSWERS: tuple[Answered, ...] = ("found", "not_found", "cannot_tell")
 
 
 _ATTEMPTS = Metric(
@@ -27,8 +30,27 @@ _UNKNOWN = Metric(
 _SECONDS_TO_DONE = Metric(
     "silogate_effect_seconds", "histogram", ("sink",), "Time from the planning of an effect to its being done."
 )
+_HELD = Metric("silogate_effect_held", "gauge", ("sink",), "Effects that are held back now: too many, or a first run.")
+_CHECKS = Metric(
+    "silogate_effect_checks_total",
+    "counter",
+    ("sink", "answer"),
+    "Questions about unknown effects, by answer: found, not_found, cannot_tell.",
+)
+_OUTCOMES = Metric(
+    "silogate_effect_outcomes_published_total", "counter", (), "Outcomes of effects written for their topic."
+)
 
-CATALOGUE: tuple[Metric, ...] = (_ATTEMPTS, _LEASES, _STATE, _UNKNOWN, _SECONDS_TO_DONE)
+CATALOGUE: tuple[Metric, ...] = (
+    _ATTEMPTS,
+    _LEASES,
+    _STATE,
+    _UNKNOWN,
+    _SECONDS_TO_DONE,
+    _HELD,
+    _CHECKS,
+    _OUTCOMES,
+)
 
 
 class EffectMetrics:
@@ -46,12 +68,18 @@ class EffectMetrics:
             registry=registry,
             buckets=_SECONDS,
         )
+        self._held = Gauge(_HELD.name, _HELD.help, _HELD.labels, registry=registry)
+        self._checks = Counter(_CHECKS.name, _CHECKS.help, _CHECKS.labels, registry=registry)
+        self._outcomes = Counter(_OUTCOMES.name, _OUTCOMES.help, registry=registry)
         self._sinks = set(sinks)
         for sink in self._sinks:
             for outcome in ("done", "failed", "unknown", "not_sent"):
                 self._attempts.labels(sink, outcome)
             self._leases.labels(sink)
             self._to_done.labels(sink)
+            self._held.labels(sink)
+            for answer in _ANSWERS:
+                self._checks.labels(sink, answer)
         self.census([])
 
     def ended(self, sink: str, outcome: Outcome) -> None:
@@ -65,6 +93,18 @@ class EffectMetrics:
     def took(self, sink: str, seconds: float) -> None:
         """Note how long an effect took from its planning to its being done."""
         self._to_done.labels(sink).observe(max(0.0, seconds))
+
+    def holds(self, sink: str, effects: int) -> None:
+        """Set how many effects of a sink are held back."""
+        self._held.labels(sink).set(effects)
+
+    def checked(self, sink: str, answer: Answered) -> None:
+        """Count one question about an unknown effect."""
+        self._checks.labels(sink, answer).inc()
+
+    def published(self, outcomes: int = 1) -> None:
+        """Count outcomes written for their topic."""
+        self._outcomes.inc(outcomes)
 
     def census(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Set the gauges from one count of the table; what no row names is zero."""

@@ -2,43 +2,25 @@
 
 import asyncio
 import logging
-import random
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+from streams.consumer.fence import Fence
+from streams.consumer.handlers import BatchHandler, CaseHandler
+from streams.consumer.lanes import Item, Lane, Lanes, Stray, Verdict, Work
+from streams.consumer.limits import LEAST_DELAY_S, Retry
+from streams.consumer.parking import Parking
 from streams.errors import Fenced, Misconfigured, Rejected, Retryable, Unavailable
 from streams.events import CaseEvent
 from streams.failpoints import reach
-from streams.fence import Fence
-from streams.handlers import BatchHandler, CaseHandler
-from streams.lanes import Item, Lane, Lanes, Stray, Verdict, Work
 from streams.metrics import StreamMetrics
 from streams.outages import DATABASE_ERRORS
-from streams.parking import Parking
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)
-
-_LEAST_DELAY_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class Retry:
-    """How often and how soon: full jitter below a limit that doubles with each attempt."""
-
-    attempts: int = 5
-    first_delay_s: float = 0.5
-    longest_delay_s: float = 30.0
-
-    def delay_s(self, attempts: int, retry_after: float | None = None) -> float:
-        """A random delay; never less than what the recipient asked for."""
-        limit = min(self.longest_delay_s, self.first_delay_s * 2 ** min(attempts, 20))
-        drawn = max(_LEAST_DELAY_S, random.uniform(0, limit))  # noqa: S311 - jitter
-        return drawn if retry_after is None else retry_after + random.uniform(0, self.first_delay_s)  # noqa: S311
 
 
 class Dispatcher:
@@ -326,7 +308,7 @@ class Dispatcher:
             self._finish(everything, "appended")
         elif case_id in self.resuming:
             # It was un-parked this instant; who resumes it takes it out of `parked`, and then it is handed out.
-            self._cool(lane, _LEAST_DELAY_S)
+            self._cool(lane, LEAST_DELAY_S)
         else:
             self.parked.discard(case_id)
             self._give_back(lane)

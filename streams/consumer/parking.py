@@ -7,21 +7,19 @@ case is un-parked, or its owner learns that the case is not parked any more. So 
 
 import asyncio
 import base64
-import hashlib
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
 from uuid import UUID
 
 import asyncpg
 import orjson
 
-from streams import fence
-from streams.errors import Undecodable
-from streams.events import CaseEvent, read_record
-from streams.fence import Fence
-from streams.lanes import Item, Verdict
+from streams.consumer import fence
+from streams.consumer.fence import Fence
+from streams.consumer.lanes import Item, Verdict
+from streams.consumer.records import digest, headers_json, storable
+from streams.consumer.replay import ParkedEvent
+from streams.events import read_record
 
 _PARK_KEY = """
 insert into parked_key (consumer_group, case_id, topic, partition, stage, field, reason, attempts)
@@ -60,59 +58,6 @@ _REFUSE = """
 update parked_key set stage = $3, field = $4, reason = $5, attempts = attempts + 1, resume_requested = null
 where consumer_group = $1 and case_id = $2
 """
-_RESUME = """
-update parked_key set resume_requested = now()
-where consumer_group = $1 and ($2::uuid[] is null or case_id = any($2)) and resume_requested is null
-"""
-_LIST = """
-select consumer_group as group, case_id, topic, partition, stage, field, reason, attempts, parked_at,
-       resume_requested is not null as resuming,
-       (select count(*) from parked_event e
-        where e.consumer_group = k.consumer_group and e.case_id = k.case_id) as events
-from parked_key k where $1::text is null or consumer_group = $1 order by parked_at desc limit $2
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class ParkedCase:
-    """One parked case as operators see it."""
-
-    group: str
-    case_id: UUID
-    topic: str
-    partition: int
-    stage: str
-    field: str | None
-    reason: str
-    attempts: int
-    parked_at: datetime
-    resuming: bool
-    events: int
-
-
-@dataclass(frozen=True, slots=True)
-class ParkedEvent:
-    """The oldest event of a parked case, read again; or why it still cannot be read."""
-
-    position: int
-    event: CaseEvent | None
-    problem: Undecodable | None
-
-
-async def resume(pool: asyncpg.Pool, group: str, case_ids: Iterable[UUID] | None = None) -> int:
-    """Asks that parked cases be tried again, all of the group's without `case_ids`; returns how many were asked for.
-
-    The consumer that owns the partition does it, in the order of each case. A case that fails again stays parked, with
-    its new reason and the request withdrawn.
-    """
-    wanted = None if case_ids is None else list(case_ids)
-    status: str = await pool.execute(_RESUME, group, wanted)
-    return int(status.rsplit(" ", 1)[1])
-
-
-async def parked_cases(pool: asyncpg.Pool, group: str | None = None, *, limit: int = 200) -> list[ParkedCase]:
-    """The parked cases of a group, or of all groups, newest first."""
-    return [ParkedCase(**dict(row)) for row in await pool.fetch(_LIST, group, limit)]
 
 
 class Parking:
@@ -141,7 +86,7 @@ class Parking:
                 items[0].partition,
                 verdict.stage,
                 verdict.field,
-                _storable(verdict.reason),
+                storable(verdict.reason),
                 attempts,
             )
             await self._add(connection, case_id, items)
@@ -163,13 +108,13 @@ class Parking:
                 self._topic,
                 item.partition,
                 item.offset,
-                _digest(item),
+                digest(item.key, item.value, item.headers),
                 item.key,
-                _headers(item),
+                headers_json(item.headers),
                 item.value,
                 verdict.stage,
                 verdict.field,
-                _storable(verdict.reason),
+                storable(verdict.reason),
             )
 
     async def requested(self, partitions: Iterable[int], *, limit: int = 20) -> list[tuple[UUID, int]]:
@@ -204,7 +149,7 @@ class Parking:
         """Notes that the case failed again: it stays parked until the next request."""
         async with self._transaction(held) as connection:
             await connection.execute(
-                _REFUSE, self._group, case_id, verdict.stage, verdict.field, _storable(verdict.reason)
+                _REFUSE, self._group, case_id, verdict.stage, verdict.field, storable(verdict.reason)
             )
 
     async def _add(self, connection: asyncpg.Connection, case_id: UUID, items: Sequence[Item]) -> None:
@@ -218,8 +163,8 @@ class Parking:
                     self._topic,
                     item.partition,
                     item.offset,
-                    _digest(item),
-                    _headers(item),
+                    digest(item.key, item.value, item.headers),
+                    headers_json(item.headers),
                     item.value or b"",
                 )
                 for item in items
@@ -231,26 +176,3 @@ class Parking:
         async with asyncio.timeout(self._timeout_s), self._pool.acquire() as connection, connection.transaction():
             await fence.hold(connection, held, table=fence.GATEWAY)
             yield connection
-
-
-def _headers(item: Item) -> str:
-    """As JSON: values in base64, because a broken record may hold any bytes."""
-    return orjson.dumps(
-        [[_storable(name), base64.b64encode(raw or b"").decode()] for name, raw in item.headers]
-    ).decode()
-
-
-def _digest(item: Item) -> bytes:
-    """Tells one record at an offset from another: a topic that was made anew begins at offset 0 again.
-
-    Every part is preceded by its length, and one that is absent by none, so that no two records are written alike.
-    """
-    digest = hashlib.sha256()
-    for part in (item.key, item.value, *(part for name, raw in item.headers for part in (name.encode(), raw))):
-        digest.update(b"-" if part is None else b"%d:" % len(part))
-        digest.update(part or b"")
-    return digest.digest()
-
-
-def _storable(text: str) -> str:
-    return text.replace("\x00", "�")

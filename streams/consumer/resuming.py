@@ -4,13 +4,14 @@ import asyncio
 import logging
 from uuid import UUID
 
-from streams.dispatch import Dispatcher
+from streams.consumer.dispatch import Dispatcher
+from streams.consumer.fence import Fence
+from streams.consumer.lanes import Verdict
+from streams.consumer.parking import Parking
+from streams.consumer.replay import ParkedEvent
 from streams.errors import Rejected, Unavailable
 from streams.failpoints import reach
-from streams.fence import Fence
-from streams.lanes import Verdict
 from streams.outages import DATABASE_ERRORS
-from streams.parking import ParkedEvent, Parking
 
 log = logging.getLogger(__name__)
 

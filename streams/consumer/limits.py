@@ -1,8 +1,24 @@
 """How much a consumer holds, how long it waits, and how it introduces itself to Kafka."""
 
+import random
 from dataclasses import dataclass, field
 
-from streams.dispatch import Retry
+LEAST_DELAY_S = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often and how soon: full jitter below a limit that doubles with each attempt."""
+
+    attempts: int = 5
+    first_delay_s: float = 0.5
+    longest_delay_s: float = 30.0
+
+    def delay_s(self, attempts: int, retry_after: float | None = None) -> float:
+        """A random delay; never less than what the recipient asked for."""
+        limit = min(self.longest_delay_s, self.first_delay_s * 2 ** min(attempts, 20))
+        drawn = max(LEAST_DELAY_S, random.uniform(0, limit))  # noqa: S311 - jitter
+        return drawn if retry_after is None else retry_after + random.uniform(0, self.first_delay_s)  # noqa: S311
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,19 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaError
 
-from streams import fence
-from streams.dispatch import Dispatcher
+from streams.consumer import fence
+from streams.consumer.dispatch import Dispatcher
+from streams.consumer.fence import Fence
+from streams.consumer.handlers import BatchHandler, CaseHandler, TakesPartitions
+from streams.consumer.lanes import Item, Lanes, Stray
+from streams.consumer.limits import ConsumerLimits
+from streams.consumer.offsets import Watermark
+from streams.consumer.parking import Parking
+from streams.consumer.resuming import Resumer
 from streams.errors import Fenced, Misconfigured
 from streams.events import case_of, read_record
 from streams.failpoints import reach
-from streams.fence import Fence
-from streams.handlers import BatchHandler, CaseHandler, TakesPartitions
-from streams.lanes import Item, Lanes, Stray
-from streams.limits import ConsumerLimits
 from streams.metrics import StreamMetrics
-from streams.offsets import Watermark
-from streams.parking import Parking
-from streams.resuming import Resumer
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)

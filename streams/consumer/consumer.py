@@ -7,12 +7,11 @@ from collections.abc import Iterator
 import asyncpg
 from aiokafka.errors import KafkaError
 
-from streams.dispatch import Retry
+from streams.consumer.handlers import BatchHandler, CaseHandler
+from streams.consumer.limits import ConsumerLimits, Retry
+from streams.consumer.session import DrainExceeded, Session
 from streams.errors import Fenced, Misconfigured
-from streams.handlers import BatchHandler, CaseHandler
-from streams.limits import ConsumerLimits
 from streams.metrics import StreamMetrics
-from streams.session import DrainExceeded, Session
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)
@@ -28,7 +27,7 @@ class Consumer:
     It promises, whatever dies or restarts: every event reaches the handler at least once, or is parked; the events of
     one case one at a time and in order; an offset is committed only when everything before it is settled. A case that
     fails waits with growing delays while the others flow, and is parked in `pool`'s database at the limit, after which
-    `streams.parking.resume` brings it back. Memory is bounded by `limits`.
+    `streams.consumer.replay.resume` brings it back. Memory is bounded by `limits`.
     """
 
     def __init__(

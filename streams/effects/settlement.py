@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 from streams.audit import AuditLog, Detail
-from streams.effect_metrics import EffectMetrics
-from streams.effect_store import EffectStore
-from streams.effects import HeldEffect, Verdict
+from streams.effects.effect import HeldEffect, Verdict
+from streams.effects.metrics import EffectMetrics
+from streams.effects.store import EffectStore
 from streams.outages import DATABASE_AWAY
 
 ATTEMPT = "effect.attempt"

@@ -4,11 +4,13 @@ A handler raises the errors of streams.errors. Events reach it at least once: it
 already. Everything it awaits needs a deadline of its own; the consumer's `handler_timeout_s` is only the last resort.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
+from uuid import UUID
 
+from streams.consumer.fence import Fence
+from streams.errors import Rejected, Retryable
 from streams.events import CaseEvent
-from streams.fence import Fence
 
 
 @runtime_checkable
@@ -17,6 +19,19 @@ class BatchHandler(Protocol):
 
     async def apply(self, events: Sequence[CaseEvent], fence: Fence) -> None:
         """Applies all of them or none. A case may occur several times, in the order of its versions."""
+        ...
+
+
+@runtime_checkable
+class AppliesEach(BatchHandler, Protocol):
+    """A batch handler that names what it could not apply, so that nobody has to search a batch for it."""
+
+    async def apply_each(self, events: Sequence[CaseEvent], fence: Fence) -> Mapping[UUID, Rejected | Retryable]:
+        """Applies what can be applied and returns event id → error for the rest, each error with its case_id.
+
+        An event it does not name is settled. Of a named one nothing was written, and all events of its case
+        after it are named too. Raising instead says nothing of any event: Unavailable, Fenced or Misconfigured.
+        """
         ...
 
 

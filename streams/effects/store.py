@@ -14,13 +14,14 @@ from uuid import UUID
 
 import asyncpg
 
-from streams.effects import Attempt, HeldEffect, Outcome, UnknownEffect, Verdict
+from streams.effects.effect import Attempt, HeldEffect, Outcome, UnknownEffect, Verdict
 from streams.sinks import LeaseLost
 
 _CLAIM = """
 with due as (
     select effect_id, owner as previous from effect
-    where state in ('planned', 'intent') and due_at <= now() and (lease_until is null or lease_until <= now())
+    where state in ('planned', 'intent') and held is null and due_at <= now()
+      and (lease_until is null or lease_until <= now())
       and sink = any($2) and effect_id <> all($3)
     order by due_at limit $4 for update skip locked)
 update effect e set owner = $1, lease_until = clock_timestamp() + make_interval(secs => $5),

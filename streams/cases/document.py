@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import orjson
 
-from streams.casetype import CaseType, Problem, pointer
+from streams.cases.casetype import CaseType, Problem, pointer
 
 NOTES = "notes"
 

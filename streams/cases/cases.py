@@ -10,11 +10,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
-from streams import caserows
-from streams.casedocument import NOTES, completed, is_storable, merge_patch, new_note, problems_of
-from streams.casekeys import CaseKeys, Erased, open_personal, seal_personal
-from streams.caserows import CaseRow
-from streams.casetype import CaseType, Problem, pointer
+from streams.cases import rows as caserows
+from streams.cases.casetype import CaseType, Problem, pointer
+from streams.cases.document import NOTES, completed, is_storable, merge_patch, new_note, problems_of
+from streams.cases.keys import CaseKeys, Erased, open_personal, seal_personal
+from streams.cases.rows import CaseRow
 from streams.events import CaseEvent
 from streams.failpoints import reach
 

@@ -1,0 +1,1 @@
+"""Cases: their type, their document, their keys, their rows."""

@@ -1,0 +1,1 @@
+"""Reads a topic for one group: lanes, offsets, fences, parked cases."""

@@ -1,0 +1,1 @@
+"""The rows and the end of effects: what the ledger is made of."""

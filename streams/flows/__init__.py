@@ -1,0 +1,1 @@
+"""What is done with a declared flow: planning its effects, and checking the file."""
