@@ -23,6 +23,12 @@ SOURCE = "urn:silogate:cases"
 _TYPE = re.compile(r"^uk\.silogate\.(case\.[a-z]+)\.v(\d{1,4})$")
 _ORIGIN = re.compile(r"^[a-z][a-z0-9_-]*(:[a-z0-9_-]+)?$")
 _MAX_HOPS = 32767
+# How often a change may be the consequence of another: recipient to recipient, or effect to case. Beyond it is a loop.
+HOP_LIMIT = 3
+
+
+class HopLimit(Exception):
+    """The change is the consequence of so many others that nobody but a loop would make it: it is not made."""
 
 
 @dataclass(frozen=True, slots=True)

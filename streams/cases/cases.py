@@ -180,7 +180,7 @@ class Cases:
         """Applies a JSON merge patch (RFC 7396) to the whole document; a patch that changes nothing makes no version.
 
         `message` (source, id) is remembered in the same transaction: a message seen before changes nothing. Notes are
-        only added, by `note`. Raises UnknownCase, VersionConflict, ImmutableField, Invalid and Erased.
+        only added, by `note`. Raises UnknownCase, VersionConflict, ImmutableField, Invalid, Erased and HopLimit.
         """
         if NOTES in patch:
             raise ImmutableField(pointer((NOTES,)))
@@ -210,7 +210,7 @@ class Cases:
         hops: int = 0,
         message: tuple[str, str] | None = None,
     ) -> Case:
-        """Adds a note, which nothing takes away again. Raises UnknownCase, Invalid and Erased."""
+        """Adds a note, which nothing takes away again. Raises UnknownCase, Invalid, Erased and HopLimit."""
         added = new_note(text, by=by, at=self._clock())
         return await self._rewrite(
             case_id,

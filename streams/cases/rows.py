@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import orjson
 
-from streams.events import CaseEvent, encode
+from streams.events import HOP_LIMIT, CaseEvent, HopLimit, encode
 
 BUCKETS = 64
 OUTBOX_CHANNEL = "outbox"
@@ -191,7 +191,9 @@ async def select_attachments(connection: asyncpg.Connection, case_id: UUID) -> S
 def new_event(
     row: CaseRow, kind: str, *, origin: str, correlation_id: str, hops: int, changed: Sequence[str]
 ) -> CaseEvent:
-    """The event that says how `row` came to be as it is."""
+    """The event that says how `row` came to be as it is; raises HopLimit for one of a loop."""
+    if hops > HOP_LIMIT:
+        raise HopLimit
     return CaseEvent(
         event_id=uuid4(),
         type=kind,

@@ -9,15 +9,21 @@ from uuid import UUID
 
 import asyncpg
 
+# Longer than any poll, retry and batch job takes that would change a row by itself
+_ANSWERED_WITHIN_S = 3600.0
+
 _POSITION = "select changed_at from poll_position where recipient = $1"
 
 _KNOWN = """
 select seen.message_id is not null as seen, c.id as case_id, c.type as case_type, c.version, c.status,
-       first.correlation_id, x.case_id is not null as linked, x.remote_status
+       first.correlation_id, x.case_id is not null as linked, x.remote_status,
+       last.origin as last_origin, last.hops as last_hops,
+       extract(epoch from now() - last.at)::float8 as last_age_s
 from unnest($2::text[], $3::text[]) with ordinality as saw(message_id, reference, n)
 left join inbox seen on seen.source = $1 and seen.message_id = saw.message_id
 left join cases c on c.reference = saw.reference
 left join case_event first on first.case_id = c.id and first.version = 1
+left join case_event last on last.case_id = c.id and last.version = c.version
 left join xref x on x.recipient = $4 and x.case_id = c.id
 order by saw.n
 """
@@ -56,7 +62,10 @@ class Observation:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What we know of an observed row's case. `remote_status`: the recipient's word that we last took note of."""
+    """What we know of an observed row's case. `remote_status`: the recipient's word that we last took note of.
+
+    `last_*` are of the case's newest event: who made it, over how many hops, and how long ago.
+    """
 
     seen: bool
     case_id: UUID | None
@@ -66,6 +75,19 @@ class Known:
     correlation_id: str
     linked: bool
     remote_status: str | None
+    last_origin: str = ""
+    last_hops: int = 0
+    last_age_s: float = 0.0
+
+    def hops(self, origin: str) -> int:
+        """How many hops a change that `origin` now reports has come: one more than what it may be the answer to.
+
+        Its own last change was never sent to it, so it cannot answer that one; and what comes after an hour or more is
+        a person's work, not the answer of one program to another: people may pass a case to and fro as they like.
+        """
+        if self.last_age_s > _ANSWERED_WITHIN_S:
+            return 1
+        return max(1, self.last_hops) if self.last_origin == origin else self.last_hops + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +160,7 @@ def _known(row: Any) -> Known:
         correlation_id=row["correlation_id"] or "",
         linked=row["linked"],
         remote_status=row["remote_status"],
+        last_origin=row["last_origin"] or "",
+        last_hops=row["last_hops"] or 0,
+        last_age_s=row["last_age_s"] or 0.0,
     )

@@ -9,6 +9,9 @@ A status counts as news only when it differs from the one last seen at the recip
 changes because we wrote to it, and then its old status must not undo a newer one of ours. When both sides changed, the
 recipient owns the status and wins.
 
+Two recipients that answer each other's changes would change a case for ever: a change counts one hop more than the
+event that it may be the answer to, and one over the limit is refused and counted.
+
 A row whose time of change lies in the recipient's future is not read before that time, and counted: a mistyped year
 must not carry the position past everything that changes until then.
 """
@@ -26,6 +29,7 @@ import asyncpg
 from streams.cases.cases import Cases, ImmutableField, Invalid, UnknownCase, VersionConflict
 from streams.cases.keys import Erased
 from streams.errors import Misconfigured, Rejected, Retryable
+from streams.events import HopLimit
 from streams.failpoints import reach
 from streams.mapping.compile import Mapping
 from streams.mapping.declaration import PollDeclaration, RecipientDeclaration
@@ -239,12 +243,16 @@ class Poller:
                 actor=self._origin,
                 origin=self._origin,
                 correlation_id=known.correlation_id,
-                hops=1,
+                hops=known.hops(self._origin),
                 message=(self._origin, observation.message_id),
             )
         except VersionConflict:
             # somebody changed the case in this moment: judge it again with what is true then
             return "behind"
+        except HopLimit:
+            # two recipients answer each other: the case stays as it is, and a person has to look at both
+            _log.warning("poll_hop_limit", extra={"recipient": self.name, "case_id": str(known.case_id)})
+            return "refused:HopLimit"
         except (UnknownCase, ImmutableField, Invalid, Erased) as error:
             return f"refused:{type(error).__name__}"
         except DATABASE_ERRORS:
