@@ -3,6 +3,9 @@
 Each writing process has its own chain, so writers never wait for each other. A row's hash covers its content and the
 hash before it: altering or removing a row breaks the chain at that row. Cutting rows off a chain's end leaves no trace
 in the chain itself; that needs a copy of the last hashes kept elsewhere.
+
+What must be told once only has a name, `once`: whoever is second with it, in whatever process, adds no row and is told
+that the row is there.
 """
 
 from __future__ import annotations
@@ -29,12 +32,15 @@ _START = bytes(32)
 _BATCH = 500
 _PAGE = 1000
 _INSERT = """
-insert into audit (chain, n, at, actor, action, subject, outcome, correlation_id, detail, previous, hash)
-select $1, r.n, r.at, r.actor, r.action, r.subject, r.outcome, r.correlation_id, r.detail::jsonb, r.previous, r.hash
+insert into audit (chain, n, at, actor, action, subject, outcome, correlation_id, detail, previous, hash, once)
+select $1, r.n, r.at, r.actor, r.action, r.subject, r.outcome, r.correlation_id, r.detail::jsonb, r.previous, r.hash,
+    r.once
 from unnest($2::bigint[], $3::timestamptz[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[],
-            $10::bytea[], $11::bytea[])
-     as r(n, at, actor, action, subject, outcome, correlation_id, detail, previous, hash)
+            $10::bytea[], $11::bytea[], $12::text[])
+     as r(n, at, actor, action, subject, outcome, correlation_id, detail, previous, hash, once)
 """
+_TOLD = "select once from audit where once = any($1)"
+_ONCE = "audit_once"
 _TIP = "select n, hash from audit where chain = $1 order by n desc limit 1"
 _CHAINS = "select distinct chain from audit order by chain"
 _READ = """
@@ -58,6 +64,8 @@ class Row:
     outcome: str
     correlation_id: str
     detail: Detail
+    # Not part of the hash: it repeats what action and detail say, and older rows have none.
+    once: str | None = None
 
     def hash(self, chain: UUID, n: int, previous: bytes) -> bytes:
         """The row's link in the chain."""
@@ -118,9 +126,20 @@ class Audit:
         self._tip: tuple[int, bytes] | None = None
 
     async def record(
-        self, *, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail
+        self,
+        *,
+        actor: str,
+        action: str,
+        subject: str,
+        outcome: str,
+        correlation_id: str,
+        detail: Detail,
+        once: str | None = None,
     ) -> None:
-        """Commits one row; raises AuditUnavailable if that was not done in time, whatever the reason."""
+        """Commits one row; raises AuditUnavailable if that was not done in time, whatever the reason.
+
+        A row with a name is added only where no row has it yet; the one that is there counts as this one.
+        """
         row = _row(
             actor=actor,
             action=action,
@@ -128,6 +147,7 @@ class Audit:
             outcome=outcome,
             correlation_id=correlation_id,
             detail=detail,
+            once=once,
         )
         entry = self._put(row)
         try:
@@ -238,7 +258,30 @@ class Audit:
         if self._tip is None:
             tip = await self._pool.fetchrow(_TIP, self.chain)
             self._tip = (0, _START) if tip is None else (tip["n"], tip["hash"])
-        n, previous = self._tip
+        while rows := await self._untold(rows):
+            try:
+                self._tip = await self._append(rows, *self._tip)
+            except asyncpg.UniqueViolationError as error:
+                # Another process told one of them in this very moment: its commit is what we waited for.
+                if error.constraint_name != _ONCE:
+                    raise
+            else:
+                return
+
+    async def _untold(self, rows: list[Row]) -> list[Row]:
+        """Leave out the rows whose name is told already, here or in the database."""
+        names = {row.once for row in rows if row.once is not None}
+        if not names:
+            return rows
+        told: set[str | None] = {row["once"] for row in await self._pool.fetch(_TOLD, list(names))}
+        left = []
+        for row in rows:
+            if row.once is None or row.once not in told:
+                left.append(row)
+                told.add(row.once)
+        return left
+
+    async def _append(self, rows: list[Row], n: int, previous: bytes) -> tuple[int, bytes]:
         links: list[tuple[int, bytes, bytes]] = []
         for row in rows:
             n += 1
@@ -258,11 +301,21 @@ class Audit:
             [orjson.dumps(row.detail).decode() for row in rows],
             [before for _, before, _ in links],
             [link for _, _, link in links],
+            [row.once for row in rows],
         )
-        self._tip = (n, previous)
+        return n, previous
 
 
-def _row(*, actor: str, action: str, subject: str, outcome: str, correlation_id: str, detail: Detail) -> Row:
+def _row(
+    *,
+    actor: str,
+    action: str,
+    subject: str,
+    outcome: str,
+    correlation_id: str,
+    detail: Detail,
+    once: str | None = None,
+) -> Row:
     return Row(
         at=datetime.now(UTC),
         actor=_storable(actor),
@@ -271,6 +324,7 @@ def _row(*, actor: str, action: str, subject: str, outcome: str, correlation_id:
         outcome=_storable(outcome),
         correlation_id=_storable(correlation_id),
         detail={_storable(name): _plain(value) for name, value in detail.items()},
+        once=once,
     )
 
 

@@ -1,7 +1,8 @@
 """How the outcome of an attempt comes to count: on the attempt, in the audit trail, on the effect, in this order.
 
 Each step is repeated through an outage, because only this worker knows the outcome. Should it die between two of them,
-the attempt's row tells the adopter what is left to do; so every attempt has one audit row.
+the attempt's row tells the adopter what is left to do. The audit row has a name that is taken once, so that an adopter
+and a worker that wakes up late write it together: every attempt has one.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol, TypeVar
+from uuid import UUID
 
 from streams.audit import AuditLog, Detail
 from streams.effects.effect import HeldEffect, Verdict
 from streams.effects.metrics import EffectMetrics
 from streams.effects.store import EffectStore
+from streams.failpoints import reach
 from streams.outages import DATABASE_AWAY
 
 ATTEMPT = "effect.attempt"
@@ -71,17 +74,20 @@ class Settlement:
             verdict = Verdict("failed", f"gave_up:{verdict.detail}")
         action = await self._conclude(effect, attempt, verdict)
         self._metrics.ended(effect.sink, verdict.outcome)
-        await self._count(effect, attempt, verdict, action, doubted=False)
+        reach("effect.after_conclude")
+        await self._count(effect, attempt, verdict, action)
 
     async def finish(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> None:
         """Do what is left of an attempt whose outcome is written, for a worker that did not get further."""
-        await self._count(effect, attempt, verdict, ATTEMPT, doubted=True)
+        await self._count(effect, attempt, verdict, ATTEMPT)
 
     async def _conclude(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> str:
         async def step(*, again: bool) -> str:
             # The write that seemed to fail may have been committed, and only its answer lost.
             if again and await self._is_written(effect, attempt, verdict):
-                return ATTEMPT
+                # Told already with another outcome: it was taken for lost, and this is the answer after all.
+                told = await self._store.audited(ATTEMPT, effect, attempt)
+                return ATTEMPT if told in (None, verdict.outcome) else RESOLVED
             before = await self._store.conclude(effect.effect_id, attempt, verdict)
             return ATTEMPT if before is None else RESOLVED
 
@@ -91,10 +97,9 @@ class Settlement:
         left = await self._store.attempt(effect.effect_id, attempt)
         return left is not None and (left.outcome, left.detail) == (verdict.outcome, verdict.detail)
 
-    async def _count(self, effect: HeldEffect, attempt: int, verdict: Verdict, action: str, *, doubted: bool) -> None:
-        async def row(*, again: bool) -> None:
-            if not ((doubted or again) and await self._store.audited(action, effect, attempt)):
-                await self._record(effect, attempt, verdict, action)
+    async def _count(self, effect: HeldEffect, attempt: int, verdict: Verdict, action: str) -> None:
+        async def row(*, again: bool) -> None:  # noqa: ARG001 - the second of two rows of one name is not written
+            await self._record(effect, attempt, verdict, action)
 
         async def state(*, again: bool) -> None:  # noqa: ARG001 - writing the same state twice changes nothing
             delay_s = self._patience.delay_s(attempt, verdict.retry_after_s)
@@ -121,6 +126,7 @@ class Settlement:
                 outcome=verdict.outcome,
                 correlation_id=effect.correlation_id,
                 detail=detail,
+                once=once(action, effect.effect_id, attempt, verdict.outcome),
             )
         except Exception as error:
             # Whatever kept the row out, the outcome does not count without it: repeated here, then by an adopter.
@@ -140,6 +146,12 @@ class Settlement:
                     raise
             again = True
             await asyncio.sleep(self._patience.poll_s)
+
+
+def once(action: str, effect_id: UUID, attempt: int, outcome: str) -> str:
+    """Return the name of an audit row. An attempt ends once; what it is resolved to may be corrected later."""
+    name = f"{action}:{effect_id}:{attempt}"
+    return name if action == ATTEMPT else f"{name}:{outcome}"
 
 
 def _age_s(effect: HeldEffect) -> float:

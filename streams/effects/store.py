@@ -80,8 +80,9 @@ update effect set state = case when request is null then 'planned' else 'intent'
 where effect_id = $1 and attempt = $2 and state in ('planned', 'intent', 'unknown') returning effect_id
 """
 _AUDITED = """
-select exists (select from audit
-    where action = $1 and subject = $2 and detail @> jsonb_build_object('effect_id', $3::text, 'attempt', $4::integer))
+select outcome from audit
+where action = $1 and subject = $2 and detail @> jsonb_build_object('effect_id', $3::text, 'attempt', $4::integer)
+order by at desc limit 1
 """
 _UNKNOWN = """
 select effect_id, case_id, sink, purpose, attempt, reason, correlation_id, updated_at as since
@@ -154,10 +155,10 @@ class EffectStore:
         reference, reason = (verdict.detail, None) if done else (None, verdict.detail)
         await self._fetch(_SETTLE, effect_id, attempt, verdict.outcome, reference, reason, delay_s)
 
-    async def audited(self, action: str, effect: HeldEffect, attempt: int) -> bool:
-        """Tell whether an attempt has its audit row. Asked only after something failed: it may read many rows."""
+    async def audited(self, action: str, effect: HeldEffect, attempt: int) -> Outcome | None:
+        """Return what an attempt's audit row says. Asked only after something failed: it may read many rows."""
         rows = await self._fetch(_AUDITED, action, str(effect.case_id), str(effect.effect_id), attempt)
-        return bool(rows[0][0])
+        return rows[0][0] if rows else None
 
     async def census(self) -> list[asyncpg.Record]:
         """Count the effects that are not settled, by sink and state, with the age of the oldest."""

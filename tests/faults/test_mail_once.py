@@ -229,6 +229,25 @@ async def test_a_worker_that_slept_at_the_last_dot_finishes_its_mail(bench: Benc
     await each_attempt_is_audited_once(bench)
 
 
+async def test_a_worker_that_slept_between_outcome_and_audit_row_adds_no_second_row(bench: Bench) -> None:
+    """Stopped with the outcome written and nothing told, overtaken and woken up: one mail, and one audit row."""
+    effect_id = await planned(bench)
+    sleeper = await bench.worker("effect.after_conclude:stop")
+    await bench.journal.saw("effect.after_conclude", sleeper.pid)
+    await until(lambda: _is_stopped(sleeper.pid))
+
+    other = await bench.worker()
+    assert (await bench.settled(effect_id))["state"] == "done"
+    other.terminate()
+    async with asyncio.timeout(30):
+        assert await other.wait() == 0
+    sleeper.send_signal(signal.SIGCONT)
+    await bench.another_is_sent()
+
+    assert bench.mails(effect_id) == 1
+    await each_attempt_is_audited_once(bench)
+
+
 async def _is_stopped(pid: int) -> bool:
     status = await asyncio.to_thread(Path(f"/proc/{pid}/stat").read_text)
     return status.rpartition(")")[2].split()[0] == "T"

@@ -368,3 +368,31 @@ async def test_a_row_whose_caller_gave_up_is_not_written_later(edge: Edge) -> No
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)
         await lock.close()
+
+
+async def test_what_is_told_once_has_one_row(edge: Edge) -> None:
+    """Two processes that tell the same thing at once both succeed, and one row is there; the chains hold together."""
+    trails = [Audit(edge.context.pool, metrics=EdgeMetrics(CollectorRegistry(), "test")) for _ in range(2)]
+
+    async def tell(trail: Audit, n: int) -> None:
+        await trail.record(
+            actor="ledger",
+            action="effect.attempt",
+            subject="told",
+            outcome="done",
+            correlation_id="c",
+            detail={"attempt": n},
+            once=f"effect.attempt:x:{n}",
+        )
+
+    writers = [asyncio.create_task(trail.run()) for trail in trails]
+    try:
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(tell(trail, n) for n in range(20) for trail in (*trails, *trails)))
+    finally:
+        for writer in writers:
+            writer.cancel()
+        await asyncio.gather(*writers, return_exceptions=True)
+    rows = await edge.context.pool.fetch("select once, detail ->> 'attempt' as n from audit where subject = 'told'")
+    assert sorted(int(row["n"]) for row in rows) == list(range(20))
+    assert await verify(edge.context.pool) == []
