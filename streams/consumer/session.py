@@ -91,6 +91,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         self._to_open = asyncio.Event()
         self._room = asyncio.Event()
         self._failed = asyncio.Event()
+        self._stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consumes until `stop` is set; then ends what was begun, commits and leaves. Cancelling it leaves at once."""
@@ -119,6 +120,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 )
             ]
             await stop.wait()
+            # Before the drain: a rebalance that falls into it, or was under way, must not begin anything again.
+            self._stopping = True
             if not await self._dispatcher.drain(self._limits.drain_s):
                 log.warning("consumer.not_drained", extra={"group": self._group})
             await self._commit()
@@ -139,13 +142,14 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Ends what was begun and commits, before anybody else may have the partitions. aiokafka swallows errors."""
         del revoked  # it takes all of them away, always
+        # At once, so that a take-over that is under way cannot open the gate while this waits.
+        self._assignment += 1
         try:
             if self._partitions and not await self._dispatcher.drain(self._limits.drain_s):
                 self._failed.set()
             else:
                 await self._commit()
         finally:
-            self._assignment += 1
             self._partitions.clear()
             self._dispatcher.forget()
 
@@ -162,7 +166,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             await self._to_open.wait()
             self._to_open.clear()
             assignment, partitions = self._assignment, sorted(self._partitions)
-            if not partitions:
+            if not partitions or self._stopping:
                 continue
             try:
                 held, parked = await self._take_over(partitions)
@@ -176,7 +180,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 self._to_open.set()
                 continue
             attempts = 0
-            if assignment == self._assignment:
+            if assignment == self._assignment and not self._stopping:
                 self._dispatcher.epochs.update(held.epochs)
                 self._dispatcher.parked.update(parked)
                 self._dispatcher.open()

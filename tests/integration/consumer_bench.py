@@ -15,6 +15,7 @@ from streams.consumer.consumer import Consumer
 from streams.consumer.fence import Fence
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, Retry, SessionTimeouts
+from streams.consumer.session import Session
 from streams.events import CaseEvent, encode
 from streams.metrics import StreamMetrics
 from streams.outbox import producer
@@ -104,6 +105,19 @@ class Bench:
     def consumer(self, handler: BatchHandler | CaseHandler, limits: ConsumerLimits = QUICK) -> Consumer:
         return Consumer(
             self.bootstrap, self.group, self.topic, handler, pool=self.pool, metrics=self.metrics, limits=limits
+        )
+
+    def session(self, handler: BatchHandler | CaseHandler, limits: ConsumerLimits = QUICK) -> Session:
+        """One membership by itself, so that a test can play the group's part."""
+        return Session(
+            self.bootstrap,
+            self.group,
+            self.topic,
+            handler,
+            pool=self.pool,
+            metrics=self.metrics,
+            limits=limits,
+            client_id="test",
         )
 
     @asynccontextmanager

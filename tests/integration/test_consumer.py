@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 import pytest_asyncio
+from aiokafka import TopicPartition
 
 from streams import failpoints
 from streams.consumer.consumer import Consumer
@@ -17,6 +18,7 @@ from streams.events import CaseEvent
 from streams.failpoints import Injected
 from streams.testing import case_event
 from tests.integration.consumer_bench import (
+    PARTITIONS,
     QUICK,
     BatchRecorder,
     Bench,
@@ -156,6 +158,46 @@ async def test_a_handler_that_does_not_end_is_given_up_at_the_stop(bench: Bench)
     again = Recorder()
     async with bench.consuming(again):
         await until(lambda: again.applied == [event])
+
+
+async def test_nothing_is_begun_while_it_stops(bench: Bench) -> None:
+    """A rebalance that falls into a stop, as in a rolling restart, begins no new work."""
+    begun: list[CaseEvent] = []
+    gate = asyncio.Event()
+
+    async def behave(event: CaseEvent) -> None:
+        begun.append(event)
+        await gate.wait()
+
+    await bench.write(*history(cases=12, versions=1))
+    session = bench.session(Recorder(behave), replace(QUICK, parallel=4))
+    stop = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(session.run(stop))
+        await until(lambda: len(begun) == 4)
+        stop.set()
+        await asyncio.sleep(0.05)
+        await session.on_partitions_assigned([TopicPartition(bench.topic, number) for number in range(PARTITIONS)])
+        await asyncio.sleep(0.3)
+        gate.set()
+    assert len(begun) == 4
+    assert await bench.pool.fetchval("select min(epoch) from partition_fence") == 1
+
+
+async def test_what_is_parked_during_a_stop_is_committed(bench: Bench) -> None:
+    """An event that ends in the parking lot while the consumer stops is not delivered again."""
+    begun = asyncio.Event()
+
+    async def behave(_: CaseEvent) -> None:
+        begun.set()
+        await asyncio.sleep(0.3)
+        raise Rejected("no such street")
+
+    await bench.write(case_event())
+    async with bench.consuming(Recorder(behave)):
+        await begun.wait()
+    assert [case.events for case in await parked_cases(bench.pool)] == [1]
+    assert await bench.committed() == 1
 
 
 @pytest.mark.parametrize(
