@@ -77,12 +77,16 @@ def check(
         bool,
         typer.Option("--database", help="Also try every lookup on the silos: plan, tags, plain and batched answers."),
     ] = False,
+    accept: Annotated[
+        bool, typer.Option("--accept", help="Write the lock of each case type that may follow its earlier schema.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Read integration and silo folders; name file, line and field of each mistake."""
     from gateway.commands.check import check_folders
 
-    raise typer.Exit(asyncio.run(check_folders(path, silos, _settings() if database else None, json=json)))
+    settings = _settings() if database else None
+    raise typer.Exit(asyncio.run(check_folders(path, silos, settings, accept=accept, json=json)))
 
 
 @main.command()

@@ -72,11 +72,15 @@ class LookupDeclaration:
 
 @dataclass(frozen=True, slots=True)
 class CaseTypeDeclaration:
-    """A case type and what people read about it; `example` is a whole valid body of `POST /v1/cases`."""
+    """A case type and what people read about it; `example` is a whole valid body of `POST /v1/cases`.
+
+    `file` is its schema, unless it was not read from one.
+    """
 
     type: CaseType
     title: str
     example: Mapping[str, Any] = field(default_factory=dict)
+    file: Path | None = None
 
     @property
     def name(self) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from cache.values import VALUE_TYPES, Index, Tagger
+from gateway.case_lock import compare
 from gateway.declarations import CaseTypeDeclaration, Integration, LookupDeclaration
 from gateway.lookup_files import CASES, read_lookup
 from streams.cases.casetype import CaseType, InvalidCaseType, pointer
@@ -151,7 +152,7 @@ def _read_integration(folder: Path, silos: Mapping[str, SiloDeclaration]) -> Int
         title=declared.title,
         folder=folder,
         lookups=lookups,
-        case_type=_described(case_type),
+        case_type=_described(case_type, folder / declared.case_type.schema_file),
         flow=flow,
         recipients=recipients,
         templates=folder / "templates",
@@ -178,6 +179,7 @@ def _case_type(folder: Path, document: Document, declared: _CaseType, problems: 
         problems.append(Problem(path, 1, "", "cannot be read: a number is too long, or it is nested too deeply"))
     else:
         problems += _wrong_examples(path, case_type)
+        problems += compare(path, case_type).broken
         return case_type
     return None
 
@@ -209,12 +211,13 @@ def _wrong_examples(path: Path, case_type: CaseType) -> Iterable[Problem]:
             yield Problem(path, 1, where + found.pointer, found.message)
 
 
-def _described(case_type: CaseType) -> CaseTypeDeclaration:
+def _described(case_type: CaseType, path: Path) -> CaseTypeDeclaration:
     example: dict[str, object] = next(iter(case_type.schema.get("examples", [])), {})
     return CaseTypeDeclaration(
         type=case_type,
         title=str(case_type.schema.get("title", case_type.name)),
         example={"type": case_type.name, **example},
+        file=path,
     )
 
 

@@ -14,6 +14,8 @@ from cache.cases import SILO as CASES
 from cache.definition import LookupDefinition
 from cache.examine.examine import Examined
 from cache.examine.finding import Finding
+from gateway.case_lock import accept as write_lock
+from gateway.case_lock import compare
 from gateway.console import as_json, fail, people, say
 from gateway.declarations import LookupDeclaration
 from gateway.examining import TooSlow, examine_lookup, lookup_connection
@@ -48,9 +50,13 @@ class _Tried:
         return self.document.problem((name,), finding.message)
 
 
-async def check_folders(path: Path, silos: Path, settings: Settings | None, *, json: bool) -> int:
-    """Print every mistake; with `settings` also what each lookup does on its silo. 1 for a mistake, else 0."""
+async def check_folders(path: Path, silos: Path, settings: Settings | None, *, accept: bool = False, json: bool) -> int:
+    """Print every mistake; with `settings` also what each lookup does on its silo. 1 for a mistake, else 0.
+
+    A case type that may follow what was accepted before counts as a mistake until it is accepted too: `accept` does it.
+    """
     folders = read_folders(path, silos)
+    accepted = list(_judge_case_types(folders, accept=accept))
     tried = list(_to_try(folders)) if settings is not None else []
     if settings is not None:
         with _progress(len(tried), shown=not json) as advance:
@@ -60,12 +66,27 @@ async def check_folders(path: Path, silos: Path, settings: Settings | None, *, j
             "integrations": folders.names,
             "silos": sorted(folders.silos),
             "problems": folders.as_rows(),
+            "accepted": [str(lock) for lock in accepted],
         }
         as_json(rows | ({"lookups": [_row(one) for one in tried]} if settings is not None else {}))
     else:
+        for lock in accepted:
+            say(f"{lock}: written; commit it with the schema")
         _print(folders, tried, asked=settings is not None)
     refused = any(one.found.refused for one in tried)
     return 1 if folders.problems or refused else 0
+
+
+def _judge_case_types(folders: Folders, *, accept: bool) -> Iterator[Path]:
+    """Names the schemas that nobody has accepted yet, or accepts them: the locks that were written."""
+    for one in folders.integrations:
+        declared = one.case_type
+        if declared is None or declared.file is None or not (new := compare(declared.file, declared.type).unaccepted):
+            continue
+        if accept:
+            yield write_lock(declared.file, declared.type)
+        else:
+            folders.problems += new
 
 
 def _to_try(folders: Folders) -> Iterator[_Tried]:
