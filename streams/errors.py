@@ -21,6 +21,13 @@ class Retryable(Exception):
         self.case_id = case_id
 
 
+class Untried(Retryable):
+    """Nothing was tried for this case, because others of its batch took too long: no attempt is counted against it.
+
+    It comes back in a smaller batch. A handler that answers so must also name, or settle, at least one case.
+    """
+
+
 class Unavailable(Retryable):
     """The recipient as a whole is away: no case is to blame, so nothing is counted against one and nothing is parked.
 

@@ -2,29 +2,33 @@
 
 import asyncio
 import logging
-import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
-from pathlib import Path
-from uuid import UUID
 
+from streams.consumer.aside import Aside
+from streams.consumer.calling import Caller, Errors
 from streams.consumer.fence import Fence
 from streams.consumer.handlers import BatchHandler, CaseHandler
-from streams.consumer.lanes import Item, Lane, Lanes, Stray, Verdict, Work
-from streams.consumer.limits import LEAST_DELAY_S, Retry
+from streams.consumer.lanes import Item, Lane, Lanes, Verdict, Work
+from streams.consumer.limits import Retry
 from streams.consumer.parking import Parking
-from streams.errors import Fenced, Misconfigured, Rejected, Retryable, Unavailable
-from streams.events import CaseEvent
+from streams.errors import Fenced, Rejected, Retryable, Unavailable, Untried
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
-from streams.outages import DATABASE_ERRORS
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)
 
 
 class Dispatcher:
-    """Takes work from the lanes and carries it out: batches one after the other, or many single cases at once."""
+    """Takes work from the lanes and carries it out: batches one after the other, or many single cases at once.
+
+    What failed in a batch, or may have been why it failed, is tried beside the other batches, so that it holds up only
+    its like: together where the handler names what it could not apply, else each by itself. The last attempt before a
+    case is parked is always made alone: nobody is parked for the company it was in.
+    """
 
     def __init__(
         self,
@@ -36,14 +40,14 @@ class Dispatcher:
         topic: str,
         retry: Retry,
         metrics: StreamMetrics,
-        settled: Callable[[Iterable[Item]], None],
+        settled: Callable[[Iterable[Item], str], None],
         parallel: int,
         batch_events: int,
         handler_timeout_s: float,
     ) -> None:
-        self._handler = handler
+        self.caller = Caller(handler, group=group, timeout_s=handler_timeout_s)
         self._lanes = lanes
-        self._parking = parking
+        self._aside = Aside(lanes, parking, group=group, retry=retry, fence=self.fence, finish=self._finish)
         self._group = group
         self._topic = topic
         self._retry = retry
@@ -52,7 +56,10 @@ class Dispatcher:
         self._settled = settled
         self._slots = asyncio.Semaphore(parallel)
         self._batch_events = batch_events
-        self._handler_timeout_s = handler_timeout_s
+        # A handler that names nothing is one that nobody promised to call twice at once.
+        self._turn = nullcontext() if self.caller.names_each else asyncio.Lock()
+        self._suspects: deque[Work] = deque()
+        self._suspected = asyncio.Event()
         self._gate = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -61,8 +68,8 @@ class Dispatcher:
         self._away_until = 0.0
         self.wake = asyncio.Event()
         self.epochs: dict[int, int] = {}
-        self.parked: set[UUID] = set()
-        self.resuming: set[UUID] = set()
+        self.parked = self._aside.parked
+        self.resuming = self._aside.resuming
 
     @property
     def is_open(self) -> bool:
@@ -82,8 +89,8 @@ class Dispatcher:
         """Drops everything that belonged to the partitions held until now."""
         self._lanes.clear()
         self.epochs.clear()
-        self.parked.clear()
-        self.resuming.clear()
+        self._suspects.clear()
+        self._aside.forget()
 
     def fence(self, partitions: Iterable[int]) -> Fence:
         """The right to write for these partitions; raises Fenced for one that is not held."""
@@ -105,36 +112,12 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Works until cancelled; raises Fenced, Misconfigured, or whatever is no error of a handler."""
-        if isinstance(self._handler, BatchHandler):
-            await self._run_batches()
-        else:
+        if not self.caller.takes_batches:
             await self._run_cases()
-
-    async def call(self, events: Sequence[CaseEvent], held: Fence) -> Rejected | Retryable | None:
-        """Calls the handler once: None when it is done. Raises only Fenced and Misconfigured."""
-        try:
-            async with asyncio.timeout(self._handler_timeout_s):
-                if isinstance(self._handler, BatchHandler):
-                    await self._handler.apply(events, held)
-                else:
-                    await self._handler.handle(events[0], held)
-        except (Rejected, Retryable) as answer:
-            return answer
-        except (Fenced, Misconfigured):
-            raise
-        except TimeoutError:
-            return Retryable("the handler did not end in time")
-        except OSError as error:
-            return Unavailable(f"no connection: {type(error).__name__}")
-        # A fault in a handler must neither lose the event nor stop the other cases: it counts as an attempt, and the
-        # case is parked for a person when it does not go away. Only the class is told: a text may quote the event.
-        except Exception as error:  # noqa: BLE001
-            log.error(  # noqa: TRY400
-                "consumer.handler_failed",
-                extra={"group": self._group, "error": type(error).__name__, "where": _where(error)},
-            )
-            return Retryable(f"unexpected {type(error).__name__} in the handler")
-        return None
+            return
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._run_batches())
+            tasks.create_task(self._run_suspects())
 
     async def _run_cases(self) -> None:
         async with asyncio.TaskGroup() as tasks:
@@ -150,7 +133,7 @@ class Dispatcher:
 
     async def _carry(self, work: Work) -> None:
         try:
-            await (self._hand([work]) if self._can_be_handed(work) else self._set_aside(work))
+            await (self._put_aside([work]) if self._aside.takes(work.lane, work.items[0]) else self._hand([work]))
         finally:
             self.end()
             self._slots.release()
@@ -166,17 +149,56 @@ class Dispatcher:
 
     async def _run_batch(self) -> None:
         together: list[Work] = []
-        others: list[Work] = []
+        aside: list[Work] = []
         room = self._batch_events
         while room > 0 and (work := self._take(room)) is not None:
-            # What failed before is tried by itself: if it fails again, it is the one, and the others are through.
-            is_suspect = work.lane.attempts > 0 or not self._can_be_handed(work)
-            (others if is_suspect else together).append(work)
             room -= len(work.items)
+            if self._aside.takes(work.lane, work.items[0]):
+                aside.append(work)
+            elif work.lane.suspect or work.lane.alone:
+                self._suspects.append(work)
+                self._suspected.set()
+            else:
+                together.append(work)
         if together:
-            await self._hand(together)
-        for work in others:
-            await (self._hand([work]) if self._can_be_handed(work) else self._set_aside(work))
+            async with self._turn:
+                await self._hand(together)
+        if aside:
+            await self._put_aside(aside)
+
+    async def _run_suspects(self) -> None:
+        while True:
+            await self._suspected.wait()
+            await self._gate.wait()
+            away_s = self._away_until - asyncio.get_running_loop().time()
+            if away_s > 0:
+                await asyncio.sleep(away_s)
+                continue
+            works = self._next_suspects()
+            if not works:
+                self._suspected.clear()
+                continue
+            self.begin()
+            try:
+                async with self._turn:
+                    await self._hand(works)
+            finally:
+                self.end()
+
+    def _next_suspects(self) -> list[Work]:
+        works: list[Work] = []
+        room = self._batch_events
+        while self._suspects and room > 0:
+            work = self._suspects[0]
+            lane = work.lane
+            is_alone = lane.alone or not self.caller.names_each or lane.attempts + 1 >= self._retry.attempts
+            if works and is_alone:
+                break
+            self._suspects.popleft()
+            if lane.alive:
+                works.append(work)
+                room = 0 if is_alone else room - len(work.items)
+        return works
 
     async def _until_ready(self) -> None:
         loop = asyncio.get_running_loop()
@@ -202,32 +224,57 @@ class Dispatcher:
             readable += 1
         return Work(work.lane, work.items[:readable]) if readable else work
 
-    def _can_be_handed(self, work: Work) -> bool:
-        lane = work.lane
-        return lane.verdict is None and lane.key not in self.parked and work.items[0].event is not None
-
     async def _hand(self, works: Sequence[Work]) -> None:
+        if not self.is_open:
+            # It closed while these waited for their turn, or while a batch was being searched.
+            for work in works:
+                self._give_back(work.lane)
+            return
         events = [item.event for work in works for item in work.items if item.event is not None]
         held = self.fence(item.partition for work in works for item in work.items)
         reach("consumer.before_handler")
-        answer = await self.call(events, held)
+        answer = await self.caller.call(events, held)
         reach("consumer.after_handler")
-        if answer is None:
-            self._done(works)
+        if isinstance(answer, Mapping):
+            await self._settle_each(works, answer)
         elif isinstance(answer, Unavailable):
             self._wait_for_recipient(works, answer)
         else:
             await self._blame(works, answer)
 
-    def _done(self, works: Sequence[Work]) -> None:
+    async def _settle_each(self, works: Sequence[Work], errors: Errors) -> None:
+        """Settles what is done and does with each named case what its first error asks for."""
         self._away = 0
-        now = datetime.now(UTC)
+        if not errors:
+            for work in works:
+                self._done(work)
+            return
+        to_park: list[Work] = []
         for work in works:
-            for item in work.items:
-                if item.event is not None:
-                    seconds = (now - item.event.at).total_seconds()
-                    self._seconds.observe(max(0.0, seconds))
-            self._finish(work, "done")
+            done = 0
+            while done < len(work.items) and _id_of(work.items[done]) not in errors:
+                done += 1
+            if done == len(work.items):
+                self._done(work)
+                continue
+            if done:
+                self._done(Work(work.lane, work.items[:done]), ends=False)
+            failed = Work(work.lane, work.items[done:])
+            error = errors[failed.items[0].event.event_id]  # type: ignore[union-attr] # it was handed out
+            if isinstance(error, Unavailable):
+                self._wait_for_recipient([failed], error)
+            elif self._is_over(failed, error):
+                to_park.append(failed)
+        if to_park:
+            await self._put_aside(to_park)
+
+    def _done(self, work: Work, *, ends: bool = True) -> None:
+        now = datetime.now(UTC)
+        for item in work.items:
+            if item.event is not None:
+                seconds = (now - item.event.at).total_seconds()
+                self._seconds.observe(max(0.0, seconds))
+        self._finish(work, "done", ends=ends)
 
     def _wait_for_recipient(self, works: Sequence[Work], answer: Unavailable) -> None:
         now = asyncio.get_running_loop().time()
@@ -242,80 +289,43 @@ class Dispatcher:
     async def _blame(self, works: Sequence[Work], answer: Rejected | Retryable) -> None:
         """Finds whose fault it was. The others go back to be handed out again at once."""
         guilty = [work for work in works if work.lane.key == answer.case_id] or list(works)
-        if isinstance(answer, Rejected) and len(guilty) > 1:
-            middle = len(works) // 2
-            await self._hand(works[:middle])
-            await self._hand(works[middle:])
-            return
-        blamed = {work.lane.key for work in guilty}
-        for work in works:
-            if work.lane.key not in blamed:
-                self._give_back(work.lane)
-        for work in guilty:
+        if len(guilty) > 1:
             if isinstance(answer, Rejected):
-                await self._park(work, Verdict("handler", answer.field, answer.reason))
-            else:
-                await self._retry_later(work, answer)
+                middle = len(works) // 2
+                await self._hand(works[:middle])
+                await self._hand(works[middle:])
+                return
+            for work in guilty:
+                # It may be any of them, so it counts against none: each is tried by itself now.
+                work.lane.alone = True
+                self._count(work, "retried")
+                self._cool(work.lane, self._retry.delay_s(0, answer.retry_after))
+            return
+        for work in works:
+            if work is not guilty[0]:
+                self._give_back(work.lane)
+        if self._is_over(guilty[0], answer):
+            await self._put_aside(guilty)
 
-    async def _retry_later(self, work: Work, answer: Retryable) -> None:
+    def _is_over(self, work: Work, error: Rejected | Retryable) -> bool:
+        """Whether the case is to be parked, with its verdict set; otherwise it is kept back for another attempt."""
         lane = work.lane
-        lane.attempts += 1
+        if isinstance(error, Rejected):
+            lane.verdict = Verdict("handler", error.field, error.reason)
+            return True
+        lane.suspect = True
+        if not isinstance(error, Untried):
+            lane.attempts += 1
         if lane.attempts >= self._retry.attempts:
-            await self._park(work, Verdict("handler", None, answer.reason))
-            return
+            lane.verdict = Verdict("handler", None, error.reason)
+            return True
         self._count(work, "retried")
-        self._cool(lane, self._retry.delay_s(lane.attempts - 1, answer.retry_after))
+        self._cool(lane, self._retry.delay_s(max(0, lane.attempts - 1), error.retry_after))
+        return False
 
-    async def _set_aside(self, work: Work) -> None:
-        lane, head = work.lane, work.items[0]
-        if lane.verdict is not None:
-            await self._park(work, lane.verdict)
-        elif isinstance(lane.key, UUID) and lane.key in self.parked:
-            await self._append(work, lane.key)
-        elif head.problem is not None:
-            await self._park(work, Verdict(head.problem.stage, head.problem.field, head.problem.reason))
-
-    async def _park(self, work: Work, verdict: Verdict) -> None:
-        lane = work.lane
-        lane.verdict = verdict
-        everything = Work(lane, tuple(lane.queue))
-        if not everything.items:
-            return
-        held = self.fence([lane.partition])
-        reach("consumer.before_park")
-        try:
-            if isinstance(lane.key, Stray):
-                await self._parking.keep_stray(everything.items[0], verdict, held)
-            else:
-                await self._parking.park(lane.key, everything.items, verdict, max(1, lane.attempts), held)
-                self.parked.add(lane.key)
-        except DATABASE_ERRORS as error:
-            self._not_parked(lane, error)
-            return
-        reach("consumer.after_park")
-        log.warning("consumer.parked", extra={"group": self._group, "stage": verdict.stage, "field": verdict.field})
-        self._finish(everything, _outcome(lane, work.items[0]))
-
-    async def _append(self, work: Work, case_id: UUID) -> None:
-        lane = work.lane
-        everything = Work(lane, tuple(lane.queue))
-        try:
-            appended = await self._parking.append(case_id, everything.items, self.fence([lane.partition]))
-        except DATABASE_ERRORS as error:
-            self._not_parked(lane, error)
-            return
-        if appended:
-            self._finish(everything, "appended")
-        elif case_id in self.resuming:
-            # It was un-parked this instant; who resumes it takes it out of `parked`, and then it is handed out.
-            self._cool(lane, LEAST_DELAY_S)
-        else:
-            self.parked.discard(case_id)
-            self._give_back(lane)
-
-    def _not_parked(self, lane: Lane, error: BaseException) -> None:
-        log.warning("consumer.parking_failed", extra={"group": self._group, "error": type(error).__name__})
-        self._cool(lane, self._retry.delay_s(3))
+    async def _put_aside(self, works: Sequence[Work]) -> None:
+        await self._aside.put(works)
+        self.wake.set()
 
     def _give_back(self, lane: Lane) -> None:
         self._lanes.give_back(lane)
@@ -325,24 +335,19 @@ class Dispatcher:
         self._lanes.cool(lane, asyncio.get_running_loop().time() + delay_s)
         self.wake.set()
 
-    def _finish(self, work: Work, outcome: str) -> None:
+    def _finish(self, work: Work, outcome: str, *, ends: bool = True) -> None:
         self._count(work, outcome)
         if work.lane.alive:
-            self._lanes.settle(work)
-            self._settled(work.items)
+            if ends:
+                self._lanes.settle(work)
+            else:
+                self._lanes.advance(work)
+            self._settled(work.items, outcome)
             self.wake.set()
 
     def _count(self, work: Work, outcome: str) -> None:
         self._metrics.events.labels(self._group, outcome).inc(len(work.items))
 
 
-def _where(error: BaseException) -> str:
-    """File and line of the fault: enough to find it, and nothing that the error quotes."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "unknown"
-
-
-def _outcome(lane: Lane, head: Item) -> str:
-    if isinstance(lane.key, Stray):
-        return "stray"
-    return "parked" if head.event is not None else "undecodable"
+def _id_of(item: Item) -> object:
+    return item.event.event_id if item.event is not None else None

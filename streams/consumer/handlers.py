@@ -24,14 +24,28 @@ class BatchHandler(Protocol):
 
 @runtime_checkable
 class AppliesEach(BatchHandler, Protocol):
-    """A batch handler that names what it could not apply, so that nobody has to search a batch for it."""
+    """A batch handler that names what it could not apply, so that nobody has to search a batch for it.
+
+    It may be called for two batches at once, never for one case in both: what failed before is tried beside the rest.
+    """
 
     async def apply_each(self, events: Sequence[CaseEvent], fence: Fence) -> Mapping[UUID, Rejected | Retryable]:
         """Applies what can be applied and returns event id → error for the rest, each error with its case_id.
 
         An event it does not name is settled. Of a named one nothing was written, and all events of its case
-        after it are named too. Raising instead says nothing of any event: Unavailable, Fenced or Misconfigured.
+        after it are named too; Untried for those whose turn did not come. Raising instead says nothing of any
+        event: Unavailable, Fenced or Misconfigured.
         """
+        ...
+
+
+@runtime_checkable
+class EndsByItself(Protocol):
+    """A handler that says how long one call of it takes at most: it must be less than `handler_timeout_s`."""
+
+    @property
+    def deadline_s(self) -> float:
+        """The longest that a call lasts, in seconds."""
         ...
 
 

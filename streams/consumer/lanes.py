@@ -47,13 +47,18 @@ class Verdict:
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """The events of one case that are here, oldest first. `verdict` is set once its head is to be parked."""
+    """The events of one case that are here, oldest first. `verdict` is set once its head is to be parked.
+
+    `suspect`: a batch failed or was slow and this case may be why; `alone`: only by itself can it be told.
+    """
 
     key: LaneKey
     partition: int
     queue: deque[Item] = field(default_factory=deque)
     attempts: int = 0
     verdict: Verdict | None = None
+    suspect: bool = False
+    alone: bool = False
     alive: bool = True
 
 
@@ -99,6 +104,11 @@ class Lanes:
 
     def settle(self, work: Work) -> None:
         """Takes the handled records out of their lane; the next ones may be taken in turn."""
+        self.advance(work)
+        self.give_back(work.lane)
+
+    def advance(self, work: Work) -> None:
+        """Takes the handled records out of their lane, which stays taken: what is next in it has failed."""
         lane = work.lane
         if not lane.alive:
             return
@@ -108,7 +118,7 @@ class Lanes:
             self.bytes -= item.size
         lane.attempts = 0
         lane.verdict = None
-        self.give_back(lane)
+        lane.suspect = lane.alone = False
 
     def give_back(self, lane: Lane) -> None:
         """Makes a taken lane ready again, or ends it when nothing is left in it."""

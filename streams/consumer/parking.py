@@ -7,8 +7,9 @@ case is un-parked, or its owner learns that the case is not parked any more. So 
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -21,16 +22,30 @@ from streams.consumer.records import digest, headers_json, storable
 from streams.consumer.replay import ParkedEvent
 from streams.events import read_record
 
-_PARK_KEY = """
+# In the order of the cases, here and below: two transactions that meet wait for each other instead of deadlocking.
+_PARK_KEYS = """
 insert into parked_key (consumer_group, case_id, topic, partition, stage, field, reason, attempts)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+select $1, p.case_id, $2, p.partition, p.stage, p.field, p.reason, p.attempts
+from unnest($3::uuid[], $4::int[], $5::text[], $6::text[], $7::text[], $8::int[])
+     as p(case_id, partition, stage, field, reason, attempts)
+order by p.case_id
 on conflict (consumer_group, case_id) do update set attempts = parked_key.attempts + excluded.attempts
 """
+_LOCK_KEYS = """
+select case_id from parked_key where consumer_group = $1 and case_id = any($2::uuid[]) order by case_id for update
+"""
 _LOCK_KEY = "select 1 from parked_key where consumer_group = $1 and case_id = $2 for update"
+# `position` is drawn in the order of the rows, so the events of a case stay in theirs.
 _ADD_EVENTS = """
-insert into parked_event
-    (consumer_group, case_id, version, topic, partition, record_offset, record_sha256, headers, value)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9) on conflict do nothing
+insert into parked_event (consumer_group, case_id, version, topic, partition, record_offset, record_sha256, headers,
+                          value, event_id, event_type)
+select $1, e.case_id, e.version, $2, e.partition, e.record_offset, e.record_sha256, e.headers::jsonb, e.value,
+       e.event_id, e.event_type
+from unnest($3::uuid[], $4::bigint[], $5::int[], $6::bigint[], $7::bytea[], $8::text[], $9::bytea[], $10::uuid[],
+            $11::text[]) with ordinality
+     as e(case_id, version, partition, record_offset, record_sha256, headers, value, event_id, event_type, n)
+order by e.n
+on conflict do nothing
 """
 _ADD_STRAY = """
 insert into stray_record
@@ -60,6 +75,15 @@ where consumer_group = $1 and case_id = $2
 """
 
 
+class Parked(NamedTuple):
+    """One case to be parked: its events, oldest first, why, and after how many attempts."""
+
+    case_id: UUID
+    items: Sequence[Item]
+    verdict: Verdict
+    attempts: int
+
+
 class Parking:
     """The parked cases of one group and topic. Every call is one transaction and ends within `timeout_s`."""
 
@@ -75,29 +99,29 @@ class Parking:
             rows = await self._pool.fetch(_PARKED, self._group, self._topic, list(partitions))
         return {row["case_id"] for row in rows}
 
-    async def park(self, case_id: UUID, items: Sequence[Item], verdict: Verdict, attempts: int, held: Fence) -> None:
-        """Parks the case with these events; to do it again with the same events changes nothing more."""
+    async def park_many(self, cases: Sequence[Parked], held: Fence) -> None:
+        """Parks each case with its events; to do it again with the same events changes nothing more."""
         async with self._transaction(held) as connection:
             await connection.execute(
-                _PARK_KEY,
+                _PARK_KEYS,
                 self._group,
-                case_id,
                 self._topic,
-                items[0].partition,
-                verdict.stage,
-                verdict.field,
-                storable(verdict.reason),
-                attempts,
+                [one.case_id for one in cases],
+                [one.items[0].partition for one in cases],
+                [one.verdict.stage for one in cases],
+                [one.verdict.field for one in cases],
+                [storable(one.verdict.reason) for one in cases],
+                [one.attempts for one in cases],
             )
-            await self._add(connection, case_id, items)
+            await self._add(connection, [(one.case_id, item) for one in cases for item in one.items])
 
-    async def append(self, case_id: UUID, items: Sequence[Item], held: Fence) -> bool:
-        """Adds later events to a parked case; False if it is not parked any more, and nothing was added."""
+    async def append_many(self, items: Mapping[UUID, Sequence[Item]], held: Fence) -> set[UUID]:
+        """Adds later events to parked cases; the cases that are not parked any more got nothing and are returned."""
         async with self._transaction(held) as connection:
-            if await connection.fetchval(_LOCK_KEY, self._group, case_id) is None:
-                return False
-            await self._add(connection, case_id, items)
-        return True
+            rows = await connection.fetch(_LOCK_KEYS, self._group, list(items))
+            parked = {row["case_id"] for row in rows}
+            await self._add(connection, [(one, item) for one in parked for item in items[one]])
+        return set(items) - parked
 
     async def keep_stray(self, item: Item, verdict: Verdict, held: Fence) -> None:
         """Keeps a record that belongs to no case, as it came."""
@@ -152,23 +176,23 @@ class Parking:
                 _REFUSE, self._group, case_id, verdict.stage, verdict.field, storable(verdict.reason)
             )
 
-    async def _add(self, connection: asyncpg.Connection, case_id: UUID, items: Sequence[Item]) -> None:
-        await connection.executemany(
+    async def _add(self, connection: asyncpg.Connection, events: Sequence[tuple[UUID, Item]]) -> None:
+        if not events:
+            return
+        read = [item.event for _, item in events]
+        await connection.execute(
             _ADD_EVENTS,
-            [
-                (
-                    self._group,
-                    case_id,
-                    item.event.version if item.event is not None else None,
-                    self._topic,
-                    item.partition,
-                    item.offset,
-                    digest(item.key, item.value, item.headers),
-                    headers_json(item.headers),
-                    item.value or b"",
-                )
-                for item in items
-            ],
+            self._group,
+            self._topic,
+            [case_id for case_id, _ in events],
+            [None if event is None else event.version for event in read],
+            [item.partition for _, item in events],
+            [item.offset for _, item in events],
+            [digest(item.key, item.value, item.headers) for _, item in events],
+            [headers_json(item.headers) for _, item in events],
+            [item.value or b"" for _, item in events],
+            [None if event is None else event.event_id for event in read],
+            [None if event is None else event.type for event in read],
         )
 
     @asynccontextmanager

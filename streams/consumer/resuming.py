@@ -76,7 +76,7 @@ class Resumer:
         if head.event is None:
             problem = head.problem
             return Verdict(problem.stage, problem.field, problem.reason) if problem else None
-        answer = await self._dispatcher.call([head.event], held)
+        answer = await self._dispatcher.caller.call_one(head.event, held)
         if answer is None:
             return None
         if isinstance(answer, Unavailable):

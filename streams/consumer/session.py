@@ -236,7 +236,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         case_id = event.case_id if event is not None else case_of(record.key)
         self._lanes.add(case_id or Stray(record.partition, record.offset), item)
 
-    def _settled(self, items: Iterable[Item]) -> None:
+    def _settled(self, items: Iterable[Item], outcome: str) -> None:
+        del outcome  # done, or kept in Postgres: both are behind us
         for item in items:
             partition = self._partitions.get(item.partition)
             if partition is not None:

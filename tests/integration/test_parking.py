@@ -13,7 +13,7 @@ import pytest_asyncio
 from gateway.dev.addresses import Database
 from streams.consumer.fence import Fence, bump
 from streams.consumer.lanes import Item, Verdict
-from streams.consumer.parking import Parking
+from streams.consumer.parking import Parked, Parking
 from streams.errors import Undecodable
 from streams.events import CaseEvent, encode
 from streams.testing import case_event
@@ -59,19 +59,19 @@ async def test_a_topic_made_anew_loses_no_parked_event(lot: Lot) -> None:
     """Its offsets begin at 0 again: other events at the same offsets are kept, and the same ones only once."""
     before = [record(offset, case_event(offset + 1, case_id=CASE)) for offset in range(2)]
     for _ in range(2):
-        await lot.parking.park(CASE, before, NO_STREET, 1, lot.held)
+        await lot.parking.park_many([Parked(CASE, before, NO_STREET, 1)], lot.held)
     assert await lot.versions() == [1, 2]
     after = [record(offset, case_event(offset + 3, case_id=CASE)) for offset in range(2)]
     for _ in range(2):
-        assert await lot.parking.append(CASE, after, lot.held)
+        assert await lot.parking.append_many({CASE: after}, lot.held) == set()
     assert await lot.versions() == [1, 2, 3, 4]
 
 
 async def test_another_cases_event_at_the_same_offset_is_parked(lot: Lot) -> None:
     """The events of two cases meet at one offset of a topic made anew: both cases have theirs."""
     other = uuid4()
-    await lot.parking.park(CASE, [record(0, case_event(case_id=CASE))], NO_STREET, 1, lot.held)
-    await lot.parking.park(other, [record(0, case_event(case_id=other))], NO_STREET, 1, lot.held)
+    both = [Parked(each, [record(0, case_event(case_id=each))], NO_STREET, 1) for each in (CASE, other)]
+    await lot.parking.park_many(both, lot.held)
     for case_id in (CASE, other):
         head = await lot.parking.head(case_id)
         assert head is not None
