@@ -10,7 +10,8 @@ How a batch is applied:
 3. After its commit the gateway's table xref says where each case is.
 
 A row that the recipient refuses would fail the whole statement. Then the transaction is begun again and the rows are
-halved under savepoints until the refused ones are alone, all in that one transaction.
+halved under savepoints until the refused ones are alone, all in that one transaction. The search takes a quarter of
+the deadline at most: rows that hang are named, and those whose turn did not come are Untried.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ from streams.recipients.database import Ready, RecipientDatabase
 from streams.recipients.links import Link, record
 from streams.recipients.metrics import RecipientMetrics
 from streams.recipients.opened import Opened, open_events
-from streams.recipients.push import Held, Push
+from streams.recipients.push import Held, Patience, Push
 from streams.recipients.refusals import is_too_slow, of_connector, of_row
 
 Wanted = Callable[[CaseEvent, Dictionary[str, Any]], bool]
@@ -57,7 +58,7 @@ class PostgresRecipient:
         gateway_pool: asyncpg.Pool,
         metrics: RecipientMetrics,
         wanted: Wanted | None = None,
-        deadline_s: float = 60.0,
+        deadline_s: float = 50.0,
         gateway_timeout_s: float = 5.0,
     ) -> None:
         self.name = declaration.recipient
@@ -67,13 +68,14 @@ class PostgresRecipient:
         self._gateway = gateway_pool
         self._metrics = metrics
         self._wanted = wanted
-        self._deadline_s = deadline_s
+        self.deadline_s = deadline_s
+        self._patience = Patience(search_s=deadline_s / 4, group_s=database.group_s)
         self._gateway_timeout_s = gateway_timeout_s
 
     async def on_assigned(self, fence: Fence) -> None:
         """Makes the new epochs known in the recipient's database, so that their former owner can write no more."""
         try:
-            async with asyncio.timeout(self._deadline_s), self._database.connection() as connection:
+            async with asyncio.timeout(self.deadline_s), self._database.connection() as connection:
                 await register(connection, fence)
         except DATABASE_ERRORS as error:
             raise of_connector(error) from None
@@ -87,7 +89,7 @@ class PostgresRecipient:
         """Applies what can be applied and names the rest; raises Unavailable, Fenced or Misconfigured for all of it."""
         begun = time.monotonic()
         try:
-            async with asyncio.timeout(self._deadline_s):
+            async with asyncio.timeout(self.deadline_s):
                 errors = await self._apply(events, fence)
         except TimeoutError as error:
             raise of_connector(error) from None
@@ -130,7 +132,7 @@ class PostgresRecipient:
 
     async def _write(self, ready: Ready, choice: Choice, map_event: MapEvent, fence: Fence) -> Held:
         """One transaction at the recipient; a second one, row by row where needed, when a row was refused."""
-        group_s: float | None = None
+        is_slow = False
         for halving in (False, True):
             try:
                 async with self._database.connection() as connection, connection.transaction():
@@ -138,7 +140,7 @@ class PostgresRecipient:
                     await connection.execute("set constraints all immediate")
                     await hold(connection, fence)
                     push = Push(connection, ready.statements, choice, map_event)
-                    held = await (push.one_by_one(group_s) if halving else push.at_once())
+                    held = await (push.one_by_one(self._patience, is_slow=is_slow) if halving else push.at_once())
                     reach("recipient.before_commit")
                 return held
             except DATABASE_ERRORS as error:
@@ -146,7 +148,7 @@ class PostgresRecipient:
                     self._database.forget()
                 if halving or of_row(error) is None:
                     raise of_connector(error) from None
-                group_s = self._database.group_s if is_too_slow(error) else None
+                is_slow = is_too_slow(error)
         raise AssertionError("the second round returns or raises")  # pragma: no cover
 
     async def _link(self, mapping: Mapping, choice: Choice, held: Held) -> None:

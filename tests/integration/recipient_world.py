@@ -112,6 +112,7 @@ class World:
         yaml: dict[str, str] | None = None,
         lock_s: float = 0.2,
         statement_s: float = 10.0,
+        deadline_s: float = 50.0,
     ) -> AsyncIterator[Remote]:
         """A recipient with a database of its own; `yaml` replaces words of its file, `extra_sql` alters its table."""
         path = FOLDER / "recipients" / f"{name}.yaml"
@@ -129,7 +130,13 @@ class World:
         registry = CollectorRegistry()
         metrics = RecipientMetrics(registry, [name])
         recipient = PostgresRecipient(
-            declaration, database, keys=self.keys, gateway_pool=self.pool, metrics=metrics, wanted=wanted
+            declaration,
+            database,
+            keys=self.keys,
+            gateway_pool=self.pool,
+            metrics=metrics,
+            wanted=wanted,
+            deadline_s=deadline_s,
         )
         poller = Poller(declaration, database, cases=self.cases, gateway_pool=self.pool, metrics=metrics)
         try:
