@@ -98,6 +98,14 @@ def doctor(*, json: Json = False) -> None:
 
 
 @main.command()
+def asyncapi() -> None:
+    """Print the AsyncAPI 3.0 document: topics, their records, and the groups that read them."""
+    from gateway.commands.asyncapi import describe_topics
+
+    raise typer.Exit(describe_topics(_settings()))
+
+
+@main.command()
 def settings(*, json: Json = False) -> None:
     """List every setting with its default; values are never printed."""
     rows = [

@@ -42,6 +42,7 @@ from streams.silos.canary import Canary
 from streams.sinks.notifications.message import BadAddress
 from streams.sinks.notifications.smtp import BadServer, MailServer, SmtpSink
 from streams.sinks.notifications.templates import MailTemplate
+from streams.topics import group_name
 
 _CONNECTIONS = 30
 _log = structlog.get_logger("gateway.worker")
@@ -132,7 +133,7 @@ class _Worker:
         """Run one consumer group. One that is misconfigured stops alone: the others have work to do."""
         consumer = Consumer(
             self._settings.kafka_bootstrap,
-            f"{self._settings.topic_prefix}silogate.{name}",
+            group_name(self._settings.topic_prefix, name),
             self._assembly.topic,
             handler,
             pool=self._assembly.pool,

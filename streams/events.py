@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import quote
 from uuid import UUID
 
 import orjson
@@ -51,6 +52,19 @@ class CaseEvent:
     sealed: bytes
 
 
+def cloud_type(event_type: str) -> str:
+    """What `ce_type` says of an event of ours."""
+    return f"uk.silogate.{event_type}.v{MAJOR}"
+
+
+def data_schema(case_type: str) -> str:
+    """What `ce_dataschema` says: the name of the value's schema, which `silogate asyncapi` describes.
+
+    It changes with the major version and with the case type: within one name the schema only grows.
+    """
+    return f"urn:silogate:case-event:{quote(case_type, safe='')}:v{MAJOR}"
+
+
 def encode(event: CaseEvent) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
     """Key, value and headers of the Kafka record that carries the event."""
     key = str(event.case_id).encode()
@@ -59,7 +73,8 @@ def encode(event: CaseEvent) -> tuple[bytes, bytes, list[tuple[str, bytes]]]:
         "ce_specversion": "1.0",
         "ce_id": str(event.event_id),
         "ce_source": SOURCE,
-        "ce_type": f"uk.silogate.{event.type}.v{MAJOR}",
+        "ce_type": cloud_type(event.type),
+        "ce_dataschema": data_schema(event.case_type),
         "ce_time": event.at.astimezone(UTC).isoformat().replace("+00:00", "Z"),
         "ce_subject": event.reference,
         "ce_partitionkey": str(event.case_id),

@@ -6,6 +6,13 @@ from collections.abc import Iterable
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
+RETENTION_MS = 7 * 24 * 3600 * 1000
+
+
+def group_name(prefix: str, part: str) -> str:
+    """The consumer group of one part of a worker, such as `recipient.street-team`."""
+    return f"{prefix}silogate.{part}"
+
 
 def changes_topic(prefix: str) -> str:
     """The topic of what happens to cases; its key is the case's id."""
@@ -28,7 +35,7 @@ async def ensure_topics(
     partitions: int,
     replication: int,
     *,
-    retention_ms: int = 7 * 24 * 3600 * 1000,
+    retention_ms: int = RETENTION_MS,
     timeout_s: float = 30.0,
 ) -> list[str]:
     """Makes the topics that are missing and returns their names; one that exists is left as it is.
