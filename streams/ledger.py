@@ -3,10 +3,11 @@
 An effect goes planned → intent (its bytes are rendered, sealed and stored) → one attempt after another → done or
 failed. An attempt is `sending` until its sink asks for the commit point, then `committing`. What the death of a worker
 leaves behind follows from that alone: before the commit point nothing happened, so the same stored bytes are performed
-again; after it the effect is `unknown`, and stays so until somebody finds out.
+again; after it nobody knows, and the sink's class says what follows (effects.resolution).
 
-The smallest window that remains: between the commit point and the act itself a dead worker leaves `unknown` although
-nothing was sent. Closing it would mean writing to two places at once.
+The smallest windows that remain. Between the commit point and the act itself a dead worker leaves `unknown` although
+nothing was sent; closing it would mean writing to two places at once. And a worker that is paused there, for longer
+than a searchable provider is given to show the act, acts a second time when it wakes: its late answer is written down.
 """
 
 from __future__ import annotations
@@ -24,13 +25,17 @@ import orjson
 from streams.audit import AuditLog
 from streams.cases.keys import CaseKeys, Erased
 from streams.effects.effect import HeldEffect, Verdict, bound_payload, bound_request
+from streams.effects.inquiry import Inquiry
 from streams.effects.metrics import EffectMetrics
-from streams.effects.settlement import AuditMissing, Patience, Settlement
+from streams.effects.resolution import KEY_EXPIRED, LOST_AT_THE_ACT, Patience, asks, key_is_spent
+from streams.effects.resolution import unknown as left_unknown
+from streams.effects.settlement import AuditMissing, Settlement
 from streams.effects.store import EffectStore, unknown
+from streams.errors import Misconfigured
 from streams.failpoints import reach
 from streams.outages import DATABASE_AWAY
 from streams.sealing import Sealer
-from streams.sinks import Ambiguous, LeaseLost, NotSent, Order, Sink
+from streams.sinks import Ambiguous, Keyed, LeaseLost, NotSent, Order, Searches, Sink, SinkClass
 
 __all__ = ["Ledger", "Patience", "unknown"]
 
@@ -54,13 +59,18 @@ class Ledger:
         width: int = 8,
         patience: Patience | None = None,
     ) -> None:
+        """Raises Misconfigured for a sink that lacks what its class promises."""
+        for name, sink in sinks.items():
+            _keeps_its_word(name, sink)
         self._pool = pool
         self._keys = keys
         self._sinks = dict(sinks)
+        self._asked = [name for name, sink in sinks.items() if asks(sink)]
         self._lease_s = lease_s
         self._patience = patience or Patience()
         self._store = EffectStore(pool, owner, lease_s)
         self._settlement = Settlement(self._store, audit, metrics, self._patience)
+        self._inquiry = Inquiry(self._store, self._settlement, metrics, self._patience)
         self._metrics = metrics
         self._width = width
         self._held: set[UUID] = set()
@@ -83,6 +93,8 @@ class Ledger:
             return 0
         try:
             claimed = await self._store.claim(list(self._sinks), list(self._held), free)
+            if self._asked and len(claimed) < free:
+                claimed += await self._store.claim_unknown(self._asked, list(self._held), free - len(claimed))
         except DATABASE_AWAY as error:
             _log.warning("ledger.database_away", extra={"error": type(error).__name__})
             return 0
@@ -115,7 +127,9 @@ class Ledger:
     async def _drive(self, effect: HeldEffect) -> None:
         """Take one effect one step further. Whatever stops this leaves rows that an adopter understands."""
         try:
-            if not (effect.adopted and await self._adopt(effect)):
+            if effect.state == "unknown":
+                await self._inquiry.ask(effect, self._sinks[effect.sink], self._performed)
+            elif not (effect.adopted and await self._adopt(effect)):
                 await self._advance(effect)
         except LeaseLost:
             self._metrics.lease_lost(effect.sink)
@@ -133,28 +147,37 @@ class Ledger:
         left = await self._store.attempt(effect.effect_id, effect.attempt)
         if left is None:
             return False
+        sink = self._sinks[effect.sink]
         if left.outcome is not None:
-            await self._settlement.finish(effect, left.number, Verdict(left.outcome, left.detail or ""))
+            await self._settlement.finish(effect, sink, left.number, Verdict(left.outcome, left.detail or ""))
         elif left.phase == "committing":
-            await self._settlement.end(effect, left.number, Verdict("unknown", "worker_lost_at_the_act"))
+            await self._settlement.end(effect, sink, left.number, Verdict("unknown", LOST_AT_THE_ACT))
         else:
-            await self._settlement.end(effect, left.number, Verdict("not_sent", "worker_lost_before_the_act"))
+            await self._settlement.end(effect, sink, left.number, Verdict("not_sent", "worker_lost_before_the_act"))
         return True
 
     async def _advance(self, effect: HeldEffect) -> None:
         sink = self._sinks[effect.sink]
+        if key_is_spent(sink, effect, self._patience):
+            # Performed now, the provider might take it for a new one.
+            await self._settlement.give(effect, effect.attempt, left_unknown(sink, KEY_EXPIRED))
+            return
         try:
             request = await self._request(effect, sink)
         except NotSent as error:
             attempt = await self._store.begin(effect)
-            await self._settlement.end(effect, attempt, _refusal(error))
+            await self._settlement.end(effect, sink, attempt, _refusal(error))
             return
         attempt = await self._store.begin(effect)
         reach("effect.after_sending")
         verdict = await self._perform(effect, sink, attempt, request)
         reach("effect.after_reply")
-        await self._settlement.end(effect, attempt, verdict)
+        await self._settlement.end(effect, sink, attempt, verdict)
         reach("effect.after_done")
+
+    async def _performed(self, effect: HeldEffect) -> bytes:
+        """Return the bytes that were performed; raises NotSent where they cannot be had."""
+        return await self._request(effect, self._sinks[effect.sink])
 
     async def _request(self, effect: HeldEffect, sink: Sink) -> bytes:
         """Return the bytes to perform: those stored by an earlier attempt, else rendered and stored now."""
@@ -189,9 +212,12 @@ class Ledger:
         return request
 
     async def _perform(self, effect: HeldEffect, sink: Sink, attempt: int, request: bytes) -> Verdict:
-        gate = _Gate(self._store, effect.effect_id, attempt)
+        keyed = sink if sink.sink_class is SinkClass.KEYED and isinstance(sink, Keyed) else None
+        gate = _Gate(self._store, effect.effect_id, attempt, None if keyed is None else keyed.key_life_s)
         try:
             async with asyncio.timeout(sink.timeout_s):
+                if keyed is not None:
+                    return Verdict("done", await keyed.perform(request, commit_point=gate, key=str(effect.effect_id)))
                 return Verdict("done", await sink.perform(request, commit_point=gate))
         except LeaseLost:
             raise
@@ -210,15 +236,16 @@ class Ledger:
 class _Gate:
     """The commit point of one attempt, and whether it was passed."""
 
-    def __init__(self, store: EffectStore, effect_id: UUID, attempt: int) -> None:
+    def __init__(self, store: EffectStore, effect_id: UUID, attempt: int, key_life_s: float | None) -> None:
         self._store = store
+        self._key_life_s = key_life_s
         self._effect_id = effect_id
         self._attempt = attempt
         self._passed = False
 
     async def __call__(self) -> None:
         try:
-            await self._store.commit_point(self._effect_id, self._attempt)
+            await self._store.commit_point(self._effect_id, self._attempt, self._key_life_s)
         except DATABASE_AWAY:
             # Whatever the row says now, this worker is alive and knows that it did not act.
             raise NotSent("database_away_at_the_commit_point") from None
@@ -227,6 +254,13 @@ class _Gate:
     def verdict(self, reason: str) -> Verdict:
         """Say what an unexpected end means: nothing happened before the commit point, and nobody knows after it."""
         return Verdict("unknown" if self._passed else "not_sent", reason)
+
+
+def _keeps_its_word(name: str, sink: Sink) -> None:
+    if sink.sink_class is SinkClass.KEYED and not isinstance(sink, Keyed):
+        raise Misconfigured(f"the sink {name} is of class keyed but has no key_life_s")
+    if sink.sink_class is SinkClass.SEARCHABLE and not isinstance(sink, Searches):
+        raise Misconfigured(f"the sink {name} is of class searchable but cannot find")
 
 
 def _refusal(error: NotSent) -> Verdict:

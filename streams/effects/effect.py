@@ -48,7 +48,8 @@ class PlannedEffect:
 class HeldEffect:
     """An effect this worker has claimed. `attempt` fences: whoever begins a later one makes this one stale.
 
-    `adopted`: the worker before let go of it by dying or by being paused, not by its own will.
+    `adopted`: the worker before let go of it by dying or by being paused, not by its own will. `doubted`: an attempt at
+    it may have happened. `key_left_s`: how long its provider still knows its key; None before the key's first use.
     """
 
     effect_id: UUID
@@ -64,6 +65,8 @@ class HeldEffect:
     adopted: bool
     correlation_id: str
     created_at: datetime
+    doubted: bool = False
+    key_left_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

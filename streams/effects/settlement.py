@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import Protocol, TypeVar
 from uuid import UUID
 
 from streams.audit import AuditLog, Detail
 from streams.effects.effect import HeldEffect, Verdict
 from streams.effects.metrics import EffectMetrics
+from streams.effects.resolution import Next, Patience, after, age_s
 from streams.effects.store import EffectStore
 from streams.failpoints import reach
 from streams.outages import DATABASE_AWAY
+from streams.sinks import Sink
 
 ATTEMPT = "effect.attempt"
-# Only for an attempt that was taken for lost, `unknown`, until its worker came back with the provider's answer.
+# Only for an attempt that was `unknown`, until its worker came back with the provider's answer, or somebody found out.
 RESOLVED = "effect.resolved"
 
 _log = logging.getLogger(__name__)
@@ -41,24 +40,6 @@ class AuditMissing(Exception):
     """The audit trail did not take a row: what it describes does not count yet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Patience:
-    """How long the ledger waits for what. The defaults suit a mail server that may be away for days."""
-
-    poll_s: float = 0.25
-    backoff_s: float = 2.0
-    backoff_cap_s: float = 900.0
-    give_up_after_s: float = 4 * 86400.0
-    settle_s: float = 60.0
-    census_s: float = 5.0
-    share: Callable[[], float] = random.random
-
-    def delay_s(self, attempt: int, retry_after_s: float | None) -> float:
-        """Return the wait after the nth attempt: a random share of a doubling span, and never less than was asked."""
-        span = min(self.backoff_cap_s, self.backoff_s * 2.0 ** min(attempt - 1, 32))
-        return max(self.share() * span, retry_after_s or 0.0)
-
-
 class Settlement:
     """Ends attempts for one worker."""
 
@@ -68,18 +49,39 @@ class Settlement:
         self._metrics = metrics
         self._patience = patience
 
-    async def end(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> None:
+    async def end(self, effect: HeldEffect, sink: Sink, attempt: int, verdict: Verdict) -> None:
         """Make the outcome of an attempt count; raises LeaseLost when another worker has ended it already."""
-        if verdict.outcome == "not_sent" and _age_s(effect) > self._patience.give_up_after_s:
-            verdict = Verdict("failed", f"gave_up:{verdict.detail}")
         action = await self._conclude(effect, attempt, verdict)
         self._metrics.ended(effect.sink, verdict.outcome)
         reach("effect.after_conclude")
-        await self._count(effect, attempt, verdict, action)
+        await self._count(effect, sink, attempt, verdict, action)
 
-    async def finish(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> None:
+    async def finish(self, effect: HeldEffect, sink: Sink, attempt: int, verdict: Verdict) -> None:
         """Do what is left of an attempt whose outcome is written, for a worker that did not get further."""
-        await self._count(effect, attempt, verdict, ATTEMPT)
+        await self._count(effect, sink, attempt, verdict, ATTEMPT)
+
+    async def resolve(self, effect: HeldEffect, sink: Sink, attempt: int, verdict: Verdict) -> None:
+        """Make count what a provider said of an unknown attempt; raises LeaseLost when it is no longer unknown."""
+
+        async def step(*, again: bool) -> None:
+            if not (again and await self._is_written(effect, attempt, verdict)):
+                await self._store.resolve(effect, attempt, verdict)
+
+        await self._through_outage(step)
+        reach("effect.after_resolve")
+        await self.finish_resolved(effect, sink, attempt, verdict)
+
+    async def finish_resolved(self, effect: HeldEffect, sink: Sink, attempt: int, verdict: Verdict) -> None:
+        """Do what is left of an answer that is written, for a worker that did not get further."""
+        await self._count(effect, sink, attempt, verdict, RESOLVED)
+
+    async def give(self, effect: HeldEffect, attempt: int, then: Next) -> None:
+        """Give an effect, whose last attempt it names, the state that follows, through an outage."""
+
+        async def step(*, again: bool) -> None:  # noqa: ARG001 - writing the same state twice changes nothing
+            await self._store.settle(effect.effect_id, attempt, then)
+
+        await self._through_outage(step)
 
     async def _conclude(self, effect: HeldEffect, attempt: int, verdict: Verdict) -> str:
         async def step(*, again: bool) -> str:
@@ -97,18 +99,20 @@ class Settlement:
         left = await self._store.attempt(effect.effect_id, attempt)
         return left is not None and (left.outcome, left.detail) == (verdict.outcome, verdict.detail)
 
-    async def _count(self, effect: HeldEffect, attempt: int, verdict: Verdict, action: str) -> None:
+    async def _count(self, effect: HeldEffect, sink: Sink, attempt: int, verdict: Verdict, action: str) -> None:
         async def row(*, again: bool) -> None:  # noqa: ARG001 - the second of two rows of one name is not written
             await self._record(effect, attempt, verdict, action)
 
-        async def state(*, again: bool) -> None:  # noqa: ARG001 - writing the same state twice changes nothing
-            delay_s = self._patience.delay_s(attempt, verdict.retry_after_s)
-            await self._store.settle(effect.effect_id, attempt, verdict, delay_s=delay_s)
-
         await self._through_outage(row)
-        await self._through_outage(state)
+        # What is resolved leaves no doubt: nor is there anything that another attempt would have to wait for.
+        known = replace(effect, doubted=effect.doubted and action == ATTEMPT)
+        then = after(sink, known, attempt, verdict, self._patience)
+        if action == RESOLVED and then.state == "again":
+            then = replace(then, delay_s=0.0)
+        # What is resolved may be an attempt before the last: the last was surely not sent.
+        await self.give(effect, attempt if action == ATTEMPT else max(attempt, effect.attempt), then)
         if verdict.outcome == "done":
-            self._metrics.took(effect.sink, _age_s(effect))
+            self._metrics.took(effect.sink, age_s(effect))
 
     async def _record(self, effect: HeldEffect, attempt: int, verdict: Verdict, action: str) -> None:
         detail: Detail = {
@@ -152,7 +156,3 @@ def once(action: str, effect_id: UUID, attempt: int, outcome: str) -> str:
     """Return the name of an audit row. An attempt ends once; what it is resolved to may be corrected later."""
     name = f"{action}:{effect_id}:{attempt}"
     return name if action == ATTEMPT else f"{name}:{outcome}"
-
-
-def _age_s(effect: HeldEffect) -> float:
-    return (datetime.now(UTC) - effect.created_at).total_seconds()

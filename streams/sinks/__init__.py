@@ -14,8 +14,7 @@ CommitPoint = Callable[[], Awaitable[None]]
 class SinkClass(StrEnum):
     """What a sink's provider offers against doing something twice. Declared by each sink, and tested.
 
-    The ledger treats an ambiguous end alike for all four: the effect is `unknown` and is not repeated by itself. The
-    class says what may resolve it.
+    It says what follows an act that may have happened: see streams.effects.resolution.
     """
 
     KEYED = "keyed"  # the same bytes with the same idempotency key act once

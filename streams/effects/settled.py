@@ -1,0 +1,40 @@
+"""The moment an effect gets its state: one transaction, whoever found out what became of it."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import asyncpg
+
+from streams.effects.resolution import Next
+
+# `unknown` follows `unknown` only where nothing new was found out.
+_SETTLE = """
+update effect set state = $3, provider_ref = $4, reason = $5, owner = null, lease_until = null, checks = 0,
+    check_at = clock_timestamp() + make_interval(secs => $6), updated_at = clock_timestamp()
+where effect_id = $1 and attempt = $2
+  and (state in ('planned', 'intent') or (state = 'unknown' and $3 <> 'unknown'))
+returning effect_id
+"""
+# A key that was surely never used has its whole life before it.
+_AGAIN = """
+update effect e set state = case when request is null then 'planned' else 'intent' end, reason = $3, owner = null,
+    lease_until = null, check_at = null, checks = 0, due_at = clock_timestamp() + make_interval(secs => $4),
+    idem_expires_at = case
+        when exists (select from effect_attempt a where a.effect_id = e.effect_id and a.outcome = 'unknown')
+        then idem_expires_at end,
+    updated_at = clock_timestamp()
+where effect_id = $1 and attempt = $2 and state in ('planned', 'intent', 'unknown')
+returning effect_id
+"""
+
+
+async def settle(connection: asyncpg.pool.PoolConnectionProxy, effect_id: UUID, attempt: int, then: Next) -> bool:
+    """Give an effect the state that its last attempt leads to; False when a later attempt has begun, or it has it.
+
+    The caller's transaction is what makes it one step.
+    """
+    if then.state == "again":
+        return bool(await connection.fetchrow(_AGAIN, effect_id, attempt, then.detail, then.delay_s))
+    reference, reason = (then.detail, None) if then.state == "done" else (None, then.detail)
+    return bool(await connection.fetchrow(_SETTLE, effect_id, attempt, then.state, reference, reason, then.ask_in_s))
