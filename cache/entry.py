@@ -55,10 +55,10 @@ class Codec:
     def pack(self, entry: Entry, key: bytes) -> bytes:
         flags = entry.negative * _NEGATIVE | self._personal * _SEALED
         header = _HEADER.pack(_FORMAT, flags, entry.seq, entry.committed_ms, entry.soft_ms, entry.fresh_ms, entry.etag)
-        binding = self._binding(key, header)
         if self._personal:
-            return header + self._ring.seal(entry.body, bound_to=binding)
-        return header + self._ring.seal(b"", bound_to=binding + entry.body) + entry.body
+            return header + self._ring.seal(entry.body, bound_to=self._binding(key, header))
+        binding = b"".join((self._lookup, key, b"\x00", header, entry.body))
+        return b"".join((header, self._ring.seal(b"", bound_to=binding), entry.body))
 
     def unpack(self, raw: bytes, key: bytes) -> Entry:
         """The entry; raises Broken for anything else."""

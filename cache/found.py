@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cache.answer import Source
 from cache.entry import Entry
-from cache.loader import Loaded
+from cache.loaded import Loaded
 from cache.question import Question
 from cache.state import State
 

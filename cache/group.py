@@ -14,7 +14,8 @@ from cache.definition import LookupDefinition, check_tags, compile_one, compile_
 from cache.entry import Broken, Codec, Entry
 from cache.feed import L1
 from cache.found import Found, Kept, Looked
-from cache.loader import Caller, Loaded, NotPrepared, SiloUnavailable
+from cache.loaded import Loaded
+from cache.loader import Caller, NotPrepared, SiloUnavailable
 from cache.metrics import CacheMetrics
 from cache.question import Question, Questions
 from cache.reads import Reading
@@ -72,8 +73,8 @@ class Group:
         # A personal answer is not kept in the clear where nobody asked for it.
         self._l1 = None if definition.personal else l1
         self._counted: dict[tuple[Source, str], tuple[Count, Spread]] = {}
-        # The verdict on what was found: at which state, by which standing of the silo, and until when it is taken.
-        self._positive: tuple[State | None, Standing | None, float, _Judged | None] = (None, None, 0.0, None)
+        # The verdict on what was found: at which position, by which standing of the silo, and until when it is taken.
+        self._positive: tuple[str, int, Standing | None, float, _Judged | None] = ("", -1, None, 0.0, None)
         self._shown: tuple[State | None, AsOf] = (None, AsOf(silo.name, "none", 0))
         self._shown_loaded: tuple[float, AsOf] = (0.0, self._shown[1])
 
@@ -161,7 +162,7 @@ class Group:
         question = looked.question
         if isinstance(looked.loaded, Loaded):
             found = self._from_loaded(looked.loaded, looked.source)
-            judged = self._judge_now(question, found.epoch, found.seq, negative=found.negative)
+            judged = self._judge_now(question, found.epoch, found.seq, found.negative, self._store.now_ms())
             return None if judged is None else self._answer(found, *judged, found.age_ms, looked.started)
         if looked.entry is None or looked.state is None:
             return None
@@ -197,7 +198,7 @@ class Group:
         now_ms = self._store.now_ms()
         if now_ms is None or now_ms >= entry.fresh_ms:
             return None
-        judged = self._judge_hit(question, entry, state, now_ms)
+        judged = self._judge_now(question, state.position.epoch, state.position.seq, entry.negative, now_ms)
         if judged is None:
             return None
         if now_ms >= entry.soft_ms:
@@ -210,22 +211,28 @@ class Group:
             verdict, entry.body, self._as_of(state), etag, age_ms / 1000, int(age_ms) + 1, "hit", reason
         )  # fmt: skip
 
-    def _judge_hit(self, question: Question, entry: Entry, state: State, now_ms: float) -> _Judged | None:
-        """What the silo says of one that is not negative it says of all of them at a state: their tags do not count.
-        So it is asked once a moment, and again once the silo was looked at.
+    def _judge_now(
+        self, question: Question, epoch: str, seq: int, negative: bool, now_ms: float | None
+    ) -> _Judged | None:
+        """What the silo says of one that is not negative it says of all of them at a position: their tags do not
+        count. So it is asked once a moment, and again once the silo was looked at.
         """
-        standing, (at, by, until_ms, judged) = self._silo.standing, self._positive
-        if not entry.negative and at is state and by is standing and now_ms < until_ms:
-            return judged
-        judged = self._judge_now(question, state.epoch, state.seq, negative=entry.negative)
-        if not entry.negative:
-            self._positive = state, standing, now_ms + _MOMENT_MS, judged
+        standing, (at_epoch, at_seq, by, until_ms, judged) = self._silo.standing, self._positive
+        if negative or now_ms is None:
+            return self._asked_now(question, epoch, seq, negative)
+        if at_seq != seq or at_epoch != epoch or by is not standing or now_ms >= until_ms:
+            judged = self._asked_now(question, epoch, seq, negative)
+            self._positive = epoch, seq, standing, now_ms + _MOMENT_MS, judged
         return judged
 
-    def _judge_now(self, question: Question, epoch: str, seq: int, *, negative: bool) -> _Judged | None:
-        tags, max_age_s = question.tags, self.definition.max_age_s
+    def _asked_now(self, question: Question, epoch: str, seq: int, negative: bool) -> _Judged | None:
         return self._silo.judge_now(
-            negative=negative, epoch=epoch, seq=seq, tags=tags, tables=self._tables, max_age_s=max_age_s
+            negative=negative,
+            epoch=epoch,
+            seq=seq,
+            tags=question.tags,
+            tables=self._tables,
+            max_age_s=self.definition.max_age_s,
         )
 
     def _as_of(self, state: State) -> AsOf:

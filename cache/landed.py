@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import OrderedDict
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cache.loader import Loaded
+    from cache.loaded import Loaded
 
 # Longer than a fill is on its way. Whoever misses after that misses for another reason.
 KEPT_S = 0.1
@@ -17,30 +14,34 @@ _MOST, _MOST_BYTES = 1_000, 4 << 20
 
 
 class Landed:
-    """Answers that have landed within KEPT_S, by digest; the oldest go first where there are too many.
+    """Answers that landed not more than KEPT_S ago, nor all of those: by digest, and a bounded number of them.
 
     Between the landing of an answer and the end of its FILL, a look into Redis finds nothing: each who comes in between
-    would ask the silo again.
+    would ask the silo again. They are held in two generations of half that time, so that to forget one costs nothing.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._answers: OrderedDict[str, tuple[Loaded, float]] = OrderedDict()
+    def __init__(self) -> None:
+        self._young: dict[str, Loaded] = {}
+        self._old: dict[str, Loaded] = {}
         self._bytes = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
-        return len(self._answers)
+        return len(self._young) + len(self._old)
 
     def put(self, digest: str, loaded: Loaded) -> None:
         """Within the event loop."""
-        self._drop(digest)
-        self._answers[digest] = loaded, self._clock() + KEPT_S
-        self._bytes += len(loaded.body)
-        while len(self._answers) > _MOST or self._bytes > _MOST_BYTES:
-            self._drop(next(iter(self._answers)))
+        size = len(loaded.body)
+        if len(self._young) >= _MOST // 2 or self._bytes + size > _MOST_BYTES // 2:
+            self._turn()
+            if size > _MOST_BYTES // 2:
+                # the one before it, if there is one, is older than what is known now
+                self._old.pop(digest, None)
+                return
+        self._young[digest] = loaded
+        self._bytes += size
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(KEPT_S, self._trim)
+            self._timer = asyncio.get_running_loop().call_later(KEPT_S / 2, self._tick)
 
     def get(self, digest: str, epoch: str, newest: float) -> Loaded | None:
         """The answer for a caller that has read in Redis, under the epoch's mark, that `newest` touched it last.
@@ -51,24 +52,16 @@ class Landed:
         of the look: the promise about its as-of holds by itself, even where the replica lags by more than the tags
         reach back (FILL has the floor for that). A look that knows of a newer change, or of another epoch, gets none.
         """
-        found = self._answers.get(digest)
-        if found is None or self._clock() >= found[1]:
+        found = self._young.get(digest) or self._old.get(digest)
+        if found is None:
             return None
-        position = found[0].position
-        return found[0] if position.epoch == epoch and position.seq >= newest else None
+        position = found.position
+        return found if position.epoch == epoch and position.seq >= newest else None
 
-    def _drop(self, digest: str) -> None:
-        found = self._answers.pop(digest, None)
-        if found is not None:
-            self._bytes -= len(found[0].body)
+    def _turn(self) -> None:
+        self._young, self._old, self._bytes = {}, self._young, 0
 
-    def _trim(self) -> None:
+    def _tick(self) -> None:
         """A personal answer stays in memory no longer than it is of use, whether or not others come."""
-        self._timer = None
-        now = self._clock()
-        while self._answers:
-            digest, (_, until) = next(iter(self._answers.items()))
-            if now < until:
-                self._timer = asyncio.get_running_loop().call_later(until - now, self._trim)
-                return
-            self._drop(digest)
+        self._turn()
+        self._timer = asyncio.get_running_loop().call_later(KEPT_S / 2, self._tick) if len(self) else None

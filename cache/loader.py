@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol
+from typing import Protocol
 
 from cache.definition import MOST_ROWS
-from cache.gathered import spread
 from cache.landed import Landed
 from cache.limit import Begun, ConcurrencyLimit
+from cache.loaded import Batch, Loaded
 from cache.metrics import CacheMetrics
 from cache.question import Question
 from cache.server import TOO_SLOW, Poisoned
@@ -23,10 +23,8 @@ from cache.unavailable import AnswerTooLarge, NobodyWaits, NotPrepared, QueryRef
 
 __all__ = [
     "AnswerTooLarge",
-    "Batch",
     "Caller",
     "Loadable",
-    "Loaded",
     "Loader",
     "NotPrepared",
     "QueryRefused",
@@ -37,6 +35,7 @@ __all__ = [
 _KEYS_A_BATCH = 200
 # Asked one by one, on one connection, the last waits for all before it.
 _KEYS_ONE_BY_ONE = 20
+_SOON_S = 0.004
 _WAITING_KEYS = 5_000
 _WAITING_CALLERS = 20_000
 # Renewing what is still good gives way long before live questions are refused.
@@ -44,60 +43,6 @@ _WAITING_REFRESHES = 500
 # A spoilt batch is halved: 2 * log2(n) queries find one bad value. Where each of them ends by a time-out, fewer rounds
 # count for more than fewer queries.
 _PARTS, _PARTS_OF_SLOW = 2, 16
-
-
-@dataclass(slots=True)
-class Loaded:
-    """An answer out of the silo, with the position of the snapshot that it was read in.
-
-    The snapshot was taken after `sent`, which is by this process's own clock, `time.monotonic`; `now` is Postgres's.
-
-    Nobody changes one, but for `etag`: whoever needs it first makes it. It is not frozen because one is made for every
-    question, and freezing it is most of that.
-    """
-
-    body: bytes = field(repr=False)
-    position: Position
-    applied_at: dt.datetime
-    now: dt.datetime
-    from_primary: bool
-    sent: float
-    etag: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """An answer a question, in their order, each with the number of its rows. The oldest snapshot comes first."""
-
-    answers: Sequence[tuple[Loaded, int]]
-
-    @classmethod
-    def gathered(cls, row: Mapping[str, Any], *, from_primary: bool, sent: float) -> Batch:
-        """Of one statement for all questions, so of one snapshot."""
-        at = (Position.of(row), row["applied_at"], row["now"], from_primary, sent)
-        return cls([(Loaded(body, *at), n) for body, n in spread(row)])
-
-    @classmethod
-    def one_by_one(cls, rows: Sequence[Mapping[str, Any]], *, from_primary: bool, sent: float) -> Batch:
-        """Of one statement a question, each with a snapshot of its own."""
-        return cls(
-            [
-                (Loaded(row["body"], Position.of(row), row["applied_at"], row["now"], from_primary, sent), row["n"])
-                for row in rows
-            ]
-        )
-
-    @property
-    def oldest(self) -> Position:
-        return self.answers[0][0].position
-
-    @property
-    def newest(self) -> Position:
-        return self.answers[-1][0].position
-
-    @property
-    def from_primary(self) -> bool:
-        return self.answers[0][0].from_primary
 
 
 class Loadable(Protocol):
@@ -177,11 +122,11 @@ class _Waiting:
                 del self._groups[group]
         return job
 
-    def take(self) -> list[_Job]:
-        """One batch; what is left of its lookup goes to the back."""
-        if not self._groups:
+    def take(self, may_wait: Callable[[_Group], bool]) -> list[_Job]:
+        """One batch; what is left of its lookup goes to the back. A lookup that may wait a moment does."""
+        group = next((group for group in self._groups if not may_wait(group)), None)
+        if group is None:
             return []
-        group = next(iter(self._groups))
         jobs = self._groups.pop(group)
         keys = list(islice(jobs, _KEYS_A_BATCH if group[0].batched else _KEYS_ONE_BY_ONE))
         taken = [jobs.pop(key) for key in keys]
@@ -195,9 +140,10 @@ class Loader:
     """The questions on their way to one silo, which is asked at most `queries` batches at a time, or fewer where that
     is too many for it (ConcurrencyLimit).
 
-    There is no linger: what is there once the event loop has run everything that was ready goes in one batch; while the
-    limit is reached, what arrives forms the next one. Questions that someone waits for go before refreshes, which get
-    half of the limit at most.
+    What is there once the event loop has run everything that was ready goes in one batch. What arrives while the limit
+    is reached forms the next one, and so does what arrives within _SOON_S of the last batch of its lookup, unless that
+    is back before: a batch costs as much as ten more questions in the one after it. Questions that someone waits for go
+    before refreshes, which get half of the limit at most.
     """
 
     def __init__(self, silo: str, fetch: Fetch, metrics: CacheMetrics, *, queries: int) -> None:
@@ -208,22 +154,49 @@ class Loader:
         self.landed = Landed()
         self._live, self._refreshes = _Waiting(), _Waiting()
         self._limit = ConcurrencyLimit(queries)
-        self._wake = asyncio.Event()
+        # How many batches of a lookup are away, and when the last of them was sent.
+        self._away: dict[_Group, tuple[int, float]] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._is_due = False
+        self._timer: asyncio.TimerHandle | None = None
         self._callers = 0
-        # Found once: to look a series up by its labels takes longer than to set it.
-        self._shown = [gauge.labels(silo) for gauge in (metrics.waiting, metrics.limit, metrics.in_flight)]
+        # Found once: to look a series up by its labels takes longer than to count in it.
         self._keys_of_batch = metrics.load_keys.labels(silo)
-        self._show()
+        metrics.waiting.labels(silo).set_function(lambda: len(self._flights))
+        metrics.limit.labels(silo).set_function(lambda: self._limit.value)
+        metrics.in_flight.labels(silo).set_function(lambda: self._limit.in_flight)
 
     async def run(self) -> None:
         """Serve until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            while True:
-                await self._wake.wait()
-                self._wake.clear()
-                while jobs := self._take():
-                    tasks.create_task(self._serve(jobs, self._limit.begin()))
-                self._show()
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                self._take_soon()
+                await asyncio.get_running_loop().create_future()
+        finally:
+            self._tasks = None
+
+    def _take_soon(self) -> None:
+        """Once the event loop has run everything that is ready."""
+        if not self._is_due and self._tasks is not None:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._take_all)
+
+    def _take_all(self) -> None:
+        self._is_due = False
+        if self._tasks is None:
+            return
+        while jobs := self._take():
+            self._tasks.create_task(self._serve(jobs, self._sent(jobs[0].group)))
+        if self._live and self._timer is None and self._limit.in_flight < self._limit.value:
+            self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._waited)
+
+    def _waited(self) -> None:
+        self._timer = None
+        self._take_all()
+
+    def _may_wait(self, group: _Group) -> bool:
+        away = self._away.get(group)
+        return away is not None and time.monotonic() - away[1] < _SOON_S
 
     async def load(
         self, lookup: Loadable, question: Question, *, at_least: Position | None = None, primary: bool = False
@@ -290,39 +263,48 @@ class Loader:
     ) -> Flight[Loaded]:
         flight = self._flights.begin(key)
         waiting.put(_Job(key, (lookup, key[1]), question, at_least, flight))
-        self._wake.set()
+        self._take_soon()
         return flight
 
     def _overloaded(self) -> SiloUnavailable:
         self._metrics.overloaded.labels(self._silo).inc()
         return SiloUnavailable("too many questions are waiting")
 
-    def _show(self) -> None:
-        for gauge, value in zip(
-            self._shown, (len(self._flights), self._limit.value, self._limit.in_flight), strict=True
-        ):
-            gauge.set(value)
-
     def _take(self) -> list[_Job]:
         in_flight, limit = self._limit.in_flight, self._limit.value
         if in_flight >= limit:
             return []
-        return self._live.take() or (self._refreshes.take() if in_flight * 2 < limit else [])
+        jobs = self._live.take(self._may_wait)
+        return jobs or (self._refreshes.take(self._may_wait) if in_flight * 2 < limit else [])
 
     async def _serve(self, jobs: list[_Job], begun: Begun | None) -> None:
         """Ask for all of them; where one spoils the query of all, for ever smaller parts, so that it fails alone."""
+        group = jobs[0].group
         parts = deque([jobs])
         while parts:
             part = self._still_wanted(parts.popleft())
             if not part:
                 continue
-            poisoned = await self._load(part, begun or self._limit.begin())
+            poisoned = await self._load(part, begun or self._sent(group))
             begun = None
             if poisoned is not None:
                 parts.extend(self._split(part, poisoned))
         if begun is not None:
             self._limit.leave()
-        self._wake.set()
+            self._back(group)
+
+    def _sent(self, group: _Group) -> Begun:
+        """One more batch of it is away."""
+        count, _ = self._away.get(group, (0, 0.0))
+        self._away[group] = count + 1, time.monotonic()
+        return self._limit.begin()
+
+    def _back(self, group: _Group) -> None:
+        """One less. Before its answers go out: that takes time, and the silo can do the next batch meanwhile."""
+        count, sent = self._away.pop(group)
+        if count > 1:
+            self._away[group] = count - 1, sent
+        self._take_soon()
 
     def _still_wanted(self, jobs: list[_Job]) -> list[_Job]:
         for job in jobs:
@@ -360,18 +342,19 @@ class Loader:
             )
         except Poisoned as poisoned:
             self._limit.leave() if poisoned.sqlstate != TOO_SLOW else self._limit.end(begun, kind, failed=False)
+            self._back(jobs[0].group)
             return poisoned
         except Exception as error:  # noqa: BLE001 - it goes to everyone who waits, and the next batch may fare better
             if isinstance(error, (NobodyWaits, NotPrepared, QueryRefused)):
                 self._limit.leave()
             else:
                 self._limit.end(begun, kind, failed=True)
+            self._back(jobs[0].group)
             for job in jobs:
                 self._flights.crash(job.key, error)
             return None
         self._limit.end(begun, kind, failed=False)
-        # Sealing takes time, and the silo can do the next batch meanwhile.
-        self._wake.set()
+        self._back(jobs[0].group)
         await self._answer(lookup, jobs, batch)
         return None
 

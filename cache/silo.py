@@ -14,7 +14,8 @@ from prometheus_client import Counter
 
 from cache.answer import Verdict
 from cache.limit import HedgeBudget, NegativeCap
-from cache.loader import Batch, Loadable, Loader
+from cache.loaded import Batch
+from cache.loader import Loadable, Loader
 from cache.metrics import CacheMetrics
 from cache.replicas import Replicas, has
 from cache.server import TOO_SLOW, Poisoned, Refused, Server, ServerFailed

@@ -67,13 +67,14 @@ class Store:
         *,
         retention_s: float = RETENTION_S,
         clock: Callable[[], float] = time.monotonic,
+        names: Names | None = None,
     ) -> None:
         self.silo = silo
         self.definition = definition
         self._link = link
         self._metrics = metrics
         self._retention_ms = int(retention_s * 1000)
-        self._names = Names(silo)
+        self._names = names or Names(silo)
         self._clock = RedisClock(clock)
         # Redis's clock: what the lives of entries are by.
         self.now_ms = self._clock.now_ms

@@ -18,7 +18,8 @@ from aiohttp.http import RawRequestMessage
 
 from cache.answer import Answer
 from cache.group import Group, Looked
-from cache.loader import Caller, Loaded
+from cache.loaded import Loaded
+from cache.loader import Caller
 from cache.question import Question
 from cache.reads import Reading
 from gateway.api.lookups import answered, get_lookup, time_left

@@ -13,6 +13,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from cache.link import RedisSkipped
+from cache.names import Names
 from cache.reads import Reading
 from cache.state import Position
 from cache.store import Fill, Store
@@ -33,11 +34,18 @@ return 'stored'
 Known = defaultdict[str, set[bytes]]
 
 
+class NamesForEver(Names):
+    """An entry lies under the same key whatever the epoch is."""
+
+    def entries_of(self, epoch: str) -> str:  # noqa: ARG002 - said above
+        return super().entries_of("any")
+
+
 class NaiveStore(Store):
     """A miss is filled with a plain SET, and a change deletes the keys that it touches, before `state` moves."""
 
-    def __init__(self, *arguments: Any, known: Known, **options: Any) -> None:
-        super().__init__(*arguments, **options)
+    def __init__(self, silo: str, *arguments: Any, known: Known, **options: Any) -> None:
+        super().__init__(silo, *arguments, names=NamesForEver(silo), **options)
         self._known = known
         self._offered: asyncio.Queue[Fill] = asyncio.Queue(1_000)
 
@@ -46,9 +54,6 @@ class NaiveStore(Store):
             tasks.create_task(super().run())
             tasks.create_task(self._keep_filling())
 
-    def entries_of(self, epoch: str) -> str:
-        return super().entries_of("any")
-
     async def read(self, digest: str, tags: tuple[str, ...]) -> Reading | None:
         for tag in tags:
             self._known[tag].add(self.entry_key("any", digest))
@@ -56,7 +61,7 @@ class NaiveStore(Store):
         # Whatever is there counts.
         return None if reading is None else replace(reading, newest=-1.0)
 
-    def offer(self, fill: Fill) -> None:
+    def offer(self, fill: Fill, *, is_urgent: bool = False) -> None:
         if not self._offered.full():
             self._offered.put_nowait(fill)
 

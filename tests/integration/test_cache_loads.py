@@ -13,7 +13,8 @@ import pytest
 
 from cache.definition import TableTag
 from cache.group import Group
-from cache.loader import AnswerTooLarge, Loaded, Question
+from cache.loaded import Loaded
+from cache.loader import AnswerTooLarge, Question
 from cache.silo import SiloUnavailable
 from cache.values import VALUE_TYPES
 from gateway.dev.addresses import Database

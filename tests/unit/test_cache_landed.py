@@ -8,19 +8,11 @@ import datetime as dt
 import pytest
 
 import cache.landed
-from cache.landed import KEPT_S, Landed
-from cache.loader import Loaded
+from cache.landed import Landed
+from cache.loaded import Loaded
 from cache.state import Position
 
 NOW = dt.datetime(2026, 11, 22, tzinfo=dt.UTC)
-
-
-class _Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def _loaded(seq: int, body: bytes = b'[{"uprn":"1"}]') -> Loaded:
@@ -44,14 +36,15 @@ async def test_an_answer_is_given_only_where_an_entry_made_of_it_would_count(
 
 async def test_it_is_kept_for_a_moment() -> None:
     """Nobody gets it later, and it leaves the memory though nobody else comes."""
-    clock = _Clock()
-    landed = Landed(clock=clock)
+    landed = Landed()
     landed.put("digest", _loaded(7))
-    clock.now = KEPT_S
-    assert landed.get("digest", "e1", -1.0) is None
+    assert landed.get("digest", "e1", -1.0) is not None
     async with asyncio.timeout(10):
         while len(landed):
             await asyncio.sleep(0.01)
+    assert landed.get("digest", "e1", -1.0) is None
+    landed.put("digest", _loaded(8))
+    assert landed.get("digest", "e1", -1.0) is not None
 
 
 async def test_the_last_one_of_a_key_is_the_one_that_is_given() -> None:
@@ -65,16 +58,19 @@ async def test_the_last_one_of_a_key_is_the_one_that_is_given() -> None:
 
 
 async def test_there_are_never_too_many_nor_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest go first, by number and by bytes; one that is too large is not kept."""
+    """The oldest go first, by number and by bytes; one that is too large is not kept, nor the one before it."""
     monkeypatch.setattr(cache.landed, "_MOST", 10)
     monkeypatch.setattr(cache.landed, "_MOST_BYTES", 1_000)
+    monkeypatch.setattr(cache.landed, "KEPT_S", 60.0)
     landed = Landed()
-    for n in range(50):
+    for n in range(48):
         landed.put(str(n), _loaded(n))
-    assert len(landed) == 10
-    assert [n for n in range(50) if landed.get(str(n), "e1", -1.0)] == list(range(40, 50))
-    for n in range(50, 53):
+        assert len(landed) <= 10
+    assert [n for n in range(48) if landed.get(str(n), "e1", -1.0)] == list(range(40, 48))
+    for n in range(48, 52):
         landed.put(str(n), _loaded(n, b"x" * 400))
-    assert [n for n in range(53) if landed.get(str(n), "e1", -1.0)] == [51, 52]
-    landed.put("large", _loaded(60, b"x" * 2_000))
-    assert len(landed) == 0
+    assert [n for n in range(52) if landed.get(str(n), "e1", -1.0)] == [50, 51]
+    landed.put("51", _loaded(60, b"x" * 2_000))
+    assert landed.get("51", "e1", -1.0) is None
+    if landed._timer is not None:
+        landed._timer.cancel()

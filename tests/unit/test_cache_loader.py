@@ -13,7 +13,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 import cache.loader
-from cache.loader import Batch, Loaded, Loader, NotPrepared, QueryRefused, Question, SiloUnavailable
+from cache.loaded import Batch, Loaded
+from cache.loader import Loader, NotPrepared, QueryRefused, Question, SiloUnavailable
 from cache.metrics import CacheMetrics
 from cache.server import Poisoned
 from cache.state import Position

@@ -17,7 +17,8 @@ import cache.silo
 from cache.answer import AsOf
 from cache.definition import IndexTag, LookupDefinition
 from cache.group import Group
-from cache.loader import Batch, Loaded, Question
+from cache.loaded import Batch, Loaded
+from cache.loader import Question
 from cache.metrics import CacheMetrics
 from cache.replicas import Replicas
 from cache.seal import KeyRing
