@@ -1,7 +1,7 @@
 """The AsyncAPI 3.0 document of a deployment: its topics, what is in their records, and which groups read them.
 
-It is made from what the deployment declares, so it cannot drift. A payload's schema is the part of the case type that is
-not personal, beside one field with the sealed rest.
+It is made from what the deployment declares, so it cannot drift. A payload's schema is the part of the case type that
+is not personal, beside one field with the sealed rest.
 """
 
 from __future__ import annotations
