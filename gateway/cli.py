@@ -22,6 +22,8 @@ lookups_app = typer.Typer(no_args_is_help=True, help="The declared questions: li
 main.add_typer(lookups_app, name="lookups")
 cache_app = typer.Typer(no_args_is_help=True, help="What Redis holds of each silo: look, fill, empty.")
 main.add_typer(cache_app, name="cache")
+effects_app = typer.Typer(no_args_is_help=True, help="Acts on the outside world: what waits, is held or unknown.")
+main.add_typer(effects_app, name="effects")
 
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 LookupName = Annotated[str, typer.Argument(help="The lookup, as `silogate lookups list` names it.")]
@@ -234,6 +236,57 @@ def cache_purge(
     from gateway.commands.cache import purge
 
     raise typer.Exit(asyncio.run(purge(_settings(), silo, json=json)))
+
+
+@effects_app.command("list")
+def effects_list(
+    *,
+    state: Annotated[
+        list[str] | None, typer.Option(help="planned, intent, unknown, failed or done; may be repeated.")
+    ] = None,
+    sink: Annotated[str | None, typer.Option(help="Only of this sink.")] = None,
+    case: Annotated[str | None, typer.Option(help="Only of the case with this reference.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
+    json: Json = False,
+) -> None:
+    """List effects that are not done, the longest unmoved first."""
+    from gateway.commands.effects import show_list
+
+    raise typer.Exit(asyncio.run(show_list(_settings(), state or [], sink, case, limit, json=json)))
+
+
+@effects_app.command("show")
+def effects_show(
+    effect: Annotated[str, typer.Argument(help="The id that `effects list` shows.")], *, json: Json = False
+) -> None:
+    """Show one effect: its attempts, the questions asked about it, its stored bytes with every word masked."""
+    from gateway.commands.effects import show
+
+    raise typer.Exit(asyncio.run(show(_settings(), effect, json=json)))
+
+
+@effects_app.command("resolve")
+def effects_resolve(
+    effect: Annotated[str, typer.Argument(help="The id that `effects list` shows.")],
+    outcome: Annotated[str, typer.Argument(help="done, failed, or resend: it surely did not happen.")],
+    *,
+    reason: Annotated[str, typer.Option(help="How that is known, without personal data; it is audited.")],
+    reference: Annotated[str | None, typer.Option(help="The provider's reference, when it is done.")] = None,
+) -> None:
+    """Say what became of an effect of which nobody else can tell."""
+    from gateway.commands.effects import resolve
+
+    raise typer.Exit(asyncio.run(resolve(_settings(), effect, outcome, reference, reason)))
+
+
+@effects_app.command("release")
+def effects_release(
+    sink: Annotated[str, typer.Argument(help="The sink that is to act.")], *, json: Json = False
+) -> None:
+    """Let a sink act that was held back because so much was planned at once."""
+    from gateway.commands.effects import release
+
+    raise typer.Exit(asyncio.run(release(_settings(), sink, json=json)))
 
 
 def _add_dev() -> None:

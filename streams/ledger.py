@@ -25,6 +25,7 @@ import orjson
 from streams.audit import AuditLog
 from streams.cases.keys import CaseKeys, Erased
 from streams.effects.effect import HeldEffect, Verdict, bound_payload, bound_request
+from streams.effects.governor import Governing, Governor
 from streams.effects.inquiry import Inquiry
 from streams.effects.metrics import EffectMetrics
 from streams.effects.resolution import KEY_EXPIRED, LOST_AT_THE_ACT, Patience, asks, key_is_spent
@@ -58,6 +59,7 @@ class Ledger:
         metrics: EffectMetrics,
         width: int = 8,
         patience: Patience | None = None,
+        governor: Governor | None = None,
     ) -> None:
         """Raises Misconfigured for a sink that lacks what its class promises."""
         for name, sink in sinks.items():
@@ -71,6 +73,7 @@ class Ledger:
         self._store = EffectStore(pool, owner, lease_s)
         self._settlement = Settlement(self._store, audit, metrics, self._patience)
         self._inquiry = Inquiry(self._store, self._settlement, metrics, self._patience)
+        self._governing = None if governor is None else Governing(pool, governor)
         self._metrics = metrics
         self._width = width
         self._held: set[UUID] = set()
@@ -92,7 +95,7 @@ class Ledger:
         if free <= 0:
             return 0
         try:
-            claimed = await self._store.claim(list(self._sinks), list(self._held), free)
+            claimed = await self._claim(free)
             if self._asked and len(claimed) < free:
                 claimed += await self._store.claim_unknown(self._asked, list(self._held), free - len(claimed))
         except DATABASE_AWAY as error:
@@ -102,6 +105,17 @@ class Ledger:
             self._held.add(effect.effect_id)
             work.create_task(self._drive(effect))
         return len(claimed)
+
+    async def _claim(self, limit: int) -> list[HeldEffect]:
+        sinks, held = list(self._sinks), list(self._held)
+        if self._governing is None:
+            return await self._store.claim(sinks, held, limit)
+        sinks = await self._governing.admitted(sinks)
+        if not sinks:
+            return []
+        return await self._governing.claim(
+            lambda connection, some, most: self._store.claim_on(connection, some, held, most), sinks, limit
+        )
 
     async def _idle(self) -> None:
         self._freed.clear()
@@ -122,6 +136,10 @@ class Ledger:
             # Gauges of a database that is away keep their last value; its absence shows elsewhere.
             with suppress(*DATABASE_AWAY):
                 self._metrics.census(await self._store.census())
+                if self._governing is not None:
+                    held = await self._governing.held()
+                    for sink in self._sinks:
+                        self._metrics.holds(sink, held.get(sink, 0))
             await asyncio.sleep(self._patience.census_s)
 
     async def _drive(self, effect: HeldEffect) -> None:

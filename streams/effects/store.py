@@ -28,11 +28,11 @@ returning e.effect_id, e.sink, e.case_id, e.case_version, e.purpose, e.state, e.
 _CLAIM = """
 with due as (
     select effect_id, owner as previous from effect
-    where state in ('planned', 'intent') and held is null and due_at <= now()
+    where state in ('planned', 'intent') and (held is null or held = 'rate') and due_at <= now()
       and (lease_until is null or lease_until <= now())
       and sink = any($2) and effect_id <> all($3)
     order by due_at limit $4 for update skip locked)
-update effect e set owner = $1, lease_until = clock_timestamp() + make_interval(secs => $5),
+update effect e set owner = $1, lease_until = clock_timestamp() + make_interval(secs => $5), held = null,
     updated_at = clock_timestamp()
 from due where e.effect_id = due.effect_id
 """
@@ -146,6 +146,13 @@ class EffectStore:
     async def claim(self, sinks: Sequence[str], held: Sequence[UUID], limit: int) -> list[HeldEffect]:
         """Take up to `limit` due effects of these sinks that nobody holds. What this worker holds is left alone."""
         rows = await self._fetch(_CLAIM + _HELD, self._owner, list(sinks), list(held), limit, self._lease_s)
+        return [HeldEffect(**dict(row)) for row in rows]
+
+    async def claim_on(
+        self, connection: asyncpg.pool.PoolConnectionProxy, sinks: Sequence[str], held: Sequence[UUID], limit: int
+    ) -> list[HeldEffect]:
+        """Claim as `claim` does, in the caller's transaction."""
+        rows = await connection.fetch(_CLAIM + _HELD, self._owner, list(sinks), list(held), limit, self._lease_s)
         return [HeldEffect(**dict(row)) for row in rows]
 
     async def claim_unknown(self, sinks: Sequence[str], held: Sequence[UUID], limit: int) -> list[HeldEffect]:

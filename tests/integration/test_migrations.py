@@ -100,12 +100,12 @@ async def test_a_held_effect_is_claimed_by_nobody(gateway_database: Any) -> None
         await effects.plan_confirmation(pool)
         await effects.plan_confirmation(pool)
         await pool.execute(
-            "update effect set held = 'rate' where effect_id = (select min(effect_id::text)::uuid from effect)"
+            "update effect set held = 'first_run' where effect_id = (select min(effect_id::text)::uuid from effect)"
         )
         sink = effects.ControlledSink()
         async with effects.running(effects.ledger(pool, sink, audit)):
             await effects.until(lambda: _count(pool, "state = 'done'", 1))
-            assert await _count(pool, "state = 'planned' and held = 'rate'", 1)
+            assert await _count(pool, "state = 'planned' and held = 'first_run'", 1)
             await pool.execute("update effect set held = null")
             await effects.until(lambda: _count(pool, "state = 'done'", 2))
 
