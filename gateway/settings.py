@@ -39,6 +39,20 @@ def _split(value: object) -> object:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _by_name(value: object) -> object:
+    """Read `email=500,letters=50`."""
+    if not isinstance(value, str):
+        return value
+    found = {}
+    for part in value.split(","):
+        name, equals, number = part.partition("=")
+        if part.strip() and not (name.strip() and equals and number.strip().isdigit()):
+            raise ValueError("is not of the form name=number,name=number")
+        if part.strip():
+            found[name.strip()] = int(number)
+    return found
+
+
 def _address(example: str, *schemes: str) -> AfterValidator:
     def fits(url: SecretStr) -> SecretStr:
         try:
@@ -114,6 +128,13 @@ class Settings(BaseModel):
         description="how often a worker changes each silo's canary row, which the sentinel reads; 0s: never",
     )
     effect_lease: Duration = Field(default=60.0, description="how long a worker may hold an effect")
+    effects_per_hour: Annotated[Mapping[str, Annotated[int, Field(ge=0)]], BeforeValidator(_by_name)] = Field(
+        default_factory=dict, description="most acts of a sink in an hour, `email=500`; a sink without one has no limit"
+    )
+    effects_first_run: Literal["hold", "go"] = Field(
+        default="hold",
+        description="hold: more than 50 effects for a sink that never acted wait for `silogate effects release`",
+    )
     park_after: Annotated[int, Field(ge=1)] = Field(default=8, description="attempts before a case is parked")
     log_format: Literal["auto", "json", "console"] = Field(default="auto", description="auto: console on a terminal")
     access_log_every: Annotated[int, Field(ge=1)] = Field(

@@ -27,6 +27,7 @@ from gateway.telemetry import EdgeMetrics
 from streams.consumer.consumer import Consumer
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, Retry, SessionTimeouts
+from streams.effects.governor import Governor
 from streams.effects.metrics import EffectMetrics
 from streams.errors import Misconfigured
 from streams.flows.planner import FlowPlanner
@@ -172,6 +173,7 @@ class _Worker:
             lease_s=settings.effect_lease,
             audit=self._audit,
             metrics=self._effects,
+            governor=Governor(settings.effects_per_hour, settings.effects_first_run),
         )
 
     async def _open_port(self, stack: AsyncExitStack) -> None:

@@ -42,6 +42,8 @@ __all__ = ["Ledger", "Patience", "unknown"]
 
 _log = logging.getLogger(__name__)
 _KEY_TIMEOUT_S = 10.0
+# What the database says to whoever would act while it may have lost what was done before.
+_SHUT = "SG001"
 
 
 class Ledger:
@@ -156,6 +158,10 @@ class Ledger:
             # The lease runs out, and the effect is adopted like that of a dead worker.
             cause = type(error).__name__
             _log.warning("ledger.effect_left", extra={"effect_id": str(effect.effect_id), "error": cause})
+        except asyncpg.PostgresError as error:
+            if error.sqlstate != _SHUT:
+                raise
+            _log.warning("ledger.gateway_shut", extra={"effect_id": str(effect.effect_id)})
         finally:
             self._held.discard(effect.effect_id)
             self._freed.set()

@@ -143,4 +143,5 @@ def _environment(root: Path, servers: Servers, ports: dict[str, int], recipients
         "SILOGATE_WORKER_PORT": str(ports["worker"]),
         "SILOGATE_KAFKA_SESSION_TIMEOUT": "10s",
         "SILOGATE_LOG_FORMAT": "json",
+        "SILOGATE_EFFECTS_FIRST_RUN": "go",
     }

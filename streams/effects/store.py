@@ -30,7 +30,7 @@ with due as (
     select effect_id, owner as previous from effect
     where state in ('planned', 'intent') and (held is null or held = 'rate') and due_at <= now()
       and (lease_until is null or lease_until <= now())
-      and sink = any($2) and effect_id <> all($3)
+      and sink = any($2) and effect_id <> all($3) and not exists (select from shut)
     order by due_at limit $4 for update skip locked)
 update effect e set owner = $1, lease_until = clock_timestamp() + make_interval(secs => $5), held = null,
     updated_at = clock_timestamp()
@@ -40,7 +40,7 @@ _CLAIM_UNKNOWN = """
 with due as (
     select effect_id, owner as previous from effect
     where state = 'unknown' and check_at <= now() and (lease_until is null or lease_until <= now())
-      and sink = any($2) and effect_id <> all($3)
+      and sink = any($2) and effect_id <> all($3) and not exists (select from shut)
     order by check_at limit $4 for update skip locked)
 update effect e set owner = $1, lease_until = clock_timestamp() + make_interval(secs => $5)
 from due where e.effect_id = due.effect_id

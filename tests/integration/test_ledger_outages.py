@@ -157,3 +157,26 @@ async def test_an_answer_that_was_written_down_is_finished_by_another(
     async with running(ledger(pool, sink, audit)):
         await settled(pool, "done")
     assert (len(sink.done), await audit_rows(pool)) == (1, [ONE])
+
+
+@pytest.mark.parametrize("when", ["before", "between"])
+async def test_nothing_acts_while_the_gateway_is_shut(pool: asyncpg.Pool, audit: Audit, when: str) -> None:
+    """Shut, even between claim and attempt, no sink is called and the worker goes on; opened, the effect is done."""
+    shut = "insert into gateway.shut (reason, detail) values ('restored', '{}')"
+    sink = ControlledSink()
+    await plan_confirmation(pool)
+    if when == "before":
+        await pool.execute(shut)
+    else:
+        await pool.execute(
+            f"create function shut_now() returns trigger language plpgsql as $$ begin {shut}; return null; end $$;"
+            " create trigger shut_now after update of state on effect for each row"
+            " when (old.state = 'planned' and new.state = 'intent') execute function shut_now()"
+        )
+    async with running(ledger(pool, sink, audit)):
+        await until(lambda: pool.fetchval("select exists (select from shut)"))
+        await asyncio.sleep(1.5)  # longer than a lease
+        assert sink.tried == []
+        await pool.execute("delete from shut")
+        await settled(pool, "done")
+    assert len(sink.done) == 1

@@ -42,6 +42,14 @@ def test_replicas_and_recipients_are_read_by_name() -> None:
     assert settings.recipients["street-team"].get_secret_value() == "postgresql://street/db"
 
 
+def test_limits_are_read_by_sink() -> None:
+    """Acts an hour come as `name=number`; anything else is named."""
+    found = read_settings({**GOOD, "SILOGATE_EFFECTS_PER_HOUR": "email=500, letters=0"})
+    assert found.effects_per_hour == {"email": 500, "letters": 0}
+    with pytest.raises(InvalidSettings, match="SILOGATE_EFFECTS_PER_HOUR"):
+        read_settings({**GOOD, "SILOGATE_EFFECTS_PER_HOUR": "500"})
+
+
 def test_a_missing_setting_is_named_with_its_meaning() -> None:
     """What is not set is said with what it is for."""
     found = problems({name: value for name, value in GOOD.items() if name != "SILOGATE_KAFKA_BOOTSTRAP"})
