@@ -2,25 +2,30 @@
 
 Any number of relays may run. Each owns whole buckets of cases by advisory locks that end with its connection, and
 shares them with the other relays. It selects what is unpublished, never by a cursor: ids commit out of order. Of each
-case one event is on its way at a time; the next goes when Kafka has acknowledged it. A relay that dies between the
-acknowledgement and its mark sends the event again: consumers drop a version that they have seen.
+case one event is on its way at a time; the next goes when Kafka has acknowledged it, and a case that has many lets the
+others go first after a few. A relay that dies between the acknowledgement and its mark sends the event again: consumers
+drop a version that they have seen. One that stood still sends nothing before Postgres has said that its buckets are
+still its own.
 """
 
 import asyncio
 import logging
 import math
 import random
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import asyncpg
 import orjson
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaConnectionError, KafkaError, MessageSizeTooLargeError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 
 from streams.cases.rows import BUCKETS, OUTBOX_CHANNEL
+from streams.discarding import discard
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
 from streams.outages import DATABASE_ERRORS
@@ -29,10 +34,16 @@ from streams.waiting import first_of, set_within
 log = logging.getLogger(__name__)
 
 ProducerFactory = Callable[[], AIOKafkaProducer]
+T = TypeVar("T")
 
 _PRESENCE, _BUCKET = 0x0517_0001, 0x0517_0002  # classes of advisory locks
-_DISCARD_S = 15.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.2, 5.0
+_BEAT_S, _SLEPT_S = 1.0, 2.0
+_WAVES = 32  # of one selection: so many events of a case, then the others have their turn
+_TURNS = 4  # full selections, after which a case that has rested goes again
+_PURGED_AT_ONCE = 1000
+_PURGE_S = 0.5
+_WORD = "select 1"
 
 _SELECT = """
 select id, topic, key, version, headers, value from (
@@ -51,8 +62,9 @@ select count(*) as pending,
 from outbox where published_at is null
 """
 _PURGE = """
-delete from outbox where id in (
-    select id from outbox where published_at < now() - make_interval(secs => $1) limit 1000)
+with gone as (delete from outbox where id in (
+    select id from outbox where published_at < now() - make_interval(secs => $1) limit $2) returning 1)
+select count(*) from gone
 """
 _RELAYS = """
 select count(distinct pid) from pg_locks where locktype = 'advisory' and classid = $1::int::oid and granted
@@ -89,18 +101,20 @@ class RelayLimits:
     """How much a relay holds at once and how long it waits for what.
 
     A frozen process keeps its connection and with it its buckets: Postgres ends a connection that was silent for
-    `silence_s`, which must be more than the longest wait for Kafka, and then another relay has them.
+    `silence_s`, and then another relay has them. A living one says a word every second, whatever it waits for. The
+    backlog is counted every `census_s`, by the relay that owns the first bucket.
     """
 
     batch_events: int = 500
     batch_bytes: int = 8 * 1024 * 1024
     poll_s: float = 0.5
     balance_s: float = 1.0
+    census_s: float = 5.0
     ack_timeout_s: float = 10.0
     statement_timeout_s: float = 10.0
     keep_published_s: float = 3 * 24 * 3600.0
     blocked_key_s: float = 30.0
-    silence_s: float = 45.0
+    silence_s: float = 6.0
 
 
 class _BrokerAway(Exception):
@@ -126,6 +140,10 @@ class Relay:
         self._limits = limits or RelayLimits()
         self._owned: set[int] = set()
         self._blocked: dict[str, float] = {}
+        self._rested: set[str] = set()
+        self._turns = 0
+        self._spoke = (0.0, 0.0)
+        self._census_at = 0.0
         self._producer: AIOKafkaProducer | None = None
         self._wake = asyncio.Event()
         self._delay_s = _FIRST_DELAY_S
@@ -139,6 +157,8 @@ class Relay:
                     async with self._pool.acquire(timeout=self._limits.statement_timeout_s) as connection:
                         await self._relay(connection, stop)
                 except DATABASE_ERRORS as error:
+                    # What the producer still holds is of buckets that may be another's by now.
+                    await self._discard_producer()
                     await self._failed("database", error, stop)
         finally:
             await self._discard_producer()
@@ -174,14 +194,14 @@ class Relay:
             self._wake.clear()
             rows = await self._unpublished(connection, loop.time())
             if not rows:
-                await self._pause(stop)
+                await self._alive(connection, self._pause(stop))
                 continue
             reach("outbox.after_select")
             try:
                 await self._publish(connection, rows, stop)
             except _BrokerAway as error:
-                await self._discard_producer()
-                await self._failed("kafka", error.__cause__ or error, stop)
+                await self._alive(connection, self._discard_producer())
+                await self._alive(connection, self._failed("kafka", error.__cause__ or error, stop))
             else:
                 self._delay_s = _FIRST_DELAY_S
 
@@ -192,8 +212,12 @@ class Relay:
         queues: dict[str, deque[asyncpg.Record]] = {}
         for row in rows:
             queues.setdefault(row["key"], deque()).append(row)
-        while queues and not stop.is_set():
-            sent, error = await self._send([queue.popleft() for queue in queues.values()])
+        waves = 0
+        while queues and waves < _WAVES and not stop.is_set():
+            waves += 1
+            if self._has_slept():
+                await self._execute(connection, _WORD)  # fails if the buckets were given to another meanwhile
+            sent, error = await self._alive(connection, self._send([queue.popleft() for queue in queues.values()]))
             reach("outbox.after_send")
             if sent:
                 await self._execute(connection, _MARK, [row["id"] for row in sent])
@@ -203,6 +227,7 @@ class Relay:
                 raise _BrokerAway from error
             going_on = {row["key"] for row in sent}
             queues = {key: queue for key, queue in queues.items() if queue and key in going_on}
+        self._rested.update(queues)
 
     async def _send(self, wave: Sequence[asyncpg.Record]) -> tuple[list[asyncpg.Record], BaseException | None]:
         """The rows that Kafka has acknowledged, and what went wrong with the others."""
@@ -212,6 +237,8 @@ class Relay:
             async with asyncio.timeout(self._limits.ack_timeout_s):
                 producer = await self._started()
                 for row in wave:
+                    if self._has_slept():
+                        break  # unsent rows are selected again, by whoever owns them then
                     future = await self._send_one(producer, row)
                     if future is not None:
                         pending[future] = row
@@ -258,29 +285,24 @@ class Relay:
 
     async def _discard_producer(self) -> None:
         producer, self._producer = self._producer, None
-        if producer is None:
-            return
-        # An idempotent producer never gives a batch up, so stop() would wait for the broker for ever. What is failed
-        # here is not marked: the next producer sends it again.
-        producer._message_accumulator.fail_all(KafkaConnectionError("the relay gave this producer up"))  # noqa: SLF001
-        try:
-            async with asyncio.timeout(_DISCARD_S):
-                await producer.stop()
-        except Exception as error:  # noqa: BLE001 - whatever closing it raises (aiokafka: KeyError too), it is given up
-            log.warning("outbox.producer_not_closed", extra={"error": type(error).__name__})
+        if producer is not None:
+            await discard(producer)
 
     async def _unpublished(self, connection: asyncpg.Connection, now: float) -> Sequence[asyncpg.Record]:
         self._blocked = {key: until for key, until in self._blocked.items() if until > now}
         if not self._owned:
             return []
-        return await self._fetch(
-            connection,
-            _SELECT,
-            sorted(self._owned),
-            list(self._blocked),
-            self._limits.batch_events,
-            self._limits.batch_bytes,
-        )
+        limits = self._limits
+        passed_over = [*self._blocked, *self._rested]
+        buckets = sorted(self._owned)
+        rows = await self._fetch(connection, _SELECT, buckets, passed_over, limits.batch_events, limits.batch_bytes)
+        if self._rested:
+            self._turns += 1
+            if len(rows) < limits.batch_events or self._turns >= _TURNS:
+                self._rested.clear()
+                self._turns = 0
+                return rows or await self._unpublished(connection, now)
+        return rows
 
     async def _balance(self, connection: asyncpg.Connection) -> None:
         """Takes or gives buckets until each living relay has its share. Called only when nothing is on its way."""
@@ -295,10 +317,46 @@ class Relay:
         self._metrics.outbox_buckets.set(len(self._owned))
 
     async def _housekeep(self, connection: asyncpg.Connection) -> None:
-        census = (await self._fetch(connection, _CENSUS))[0]
-        self._metrics.outbox_pending.set(census["pending"])
-        self._metrics.outbox_age.set(census["age"])
-        await self._execute(connection, _PURGE, self._limits.keep_published_s)
+        """Counts the backlog and removes what was published long ago: one relay does it for all."""
+        if 0 not in self._owned:
+            self._metrics.outbox_pending.set(0)
+            self._metrics.outbox_age.set(0)
+            self._census_at = 0.0
+            return
+        now = asyncio.get_running_loop().time()
+        if now >= self._census_at:
+            census = (await self._fetch(connection, _CENSUS))[0]
+            self._metrics.outbox_pending.set(census["pending"])
+            self._metrics.outbox_age.set(census["age"])
+            self._census_at = now + self._limits.census_s
+        await self._purge(connection)
+
+    async def _purge(self, connection: asyncpg.Connection) -> None:
+        """All that is old, but for half a second at most: there are events to publish."""
+        loop = asyncio.get_running_loop()
+        until, gone = loop.time() + _PURGE_S, _PURGED_AT_ONCE
+        while gone == _PURGED_AT_ONCE and loop.time() < until:
+            gone = (await self._fetch(connection, _PURGE, self._limits.keep_published_s, _PURGED_AT_ONCE))[0][0]
+
+    async def _alive(self, connection: asyncpg.Connection, work: Coroutine[Any, Any, T]) -> T:
+        """Does it, with a word to Postgres every second; without an answer it is given up, and the error raised."""
+        doing = asyncio.ensure_future(work)
+        try:
+            while not (await asyncio.wait({doing}, timeout=_BEAT_S))[0]:
+                await self._execute(connection, _WORD)
+        finally:
+            if not doing.done():
+                doing.cancel()
+                await asyncio.gather(doing, return_exceptions=True)
+        return doing.result()
+
+    def _has_slept(self) -> bool:
+        """Whether Postgres has not heard from this process for longer than one that runs can be silent.
+
+        By both clocks: the monotonic one stands still while the machine does, and the other can be set.
+        """
+        monotonic, wall = self._spoke
+        return max(asyncio.get_running_loop().time() - monotonic, time.time() - wall) > _SLEPT_S
 
     async def _pause(self, stop: asyncio.Event) -> None:
         with suppress(TimeoutError):
@@ -313,13 +371,18 @@ class Relay:
         await set_within(stop, delay_s)
 
     async def _execute(self, connection: asyncpg.Connection, statement: str, *values: object) -> None:
+        self._speaks()
         await connection.execute(statement, *values, timeout=self._limits.statement_timeout_s)
 
     async def _fetch(self, connection: asyncpg.Connection, statement: str, *values: object) -> list[asyncpg.Record]:
+        self._speaks()
         rows: list[asyncpg.Record] = await connection.fetch(
             statement, *values, timeout=self._limits.statement_timeout_s
         )
         return rows
+
+    def _speaks(self) -> None:
+        self._spoke = asyncio.get_running_loop().time(), time.time()
 
 
 def _failure(future: asyncio.Future[object]) -> BaseException | None:

@@ -1,4 +1,4 @@
-"""A TCP relay in front of a server, which a test can shut or let hang."""
+"""A TCP relay in front of a server, which a test can shut, let hang, or make lose what the server answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class Gate:
-    """Relays to the server of `url`. Shut, it refuses and cuts; held, it takes connections and answers nothing."""
+    """Relays to the server of `url`. Shut, it refuses and cuts; held, it takes connections and answers nothing.
+
+    While `loses_answers` is set, what is asked arrives and what the server answers does not.
+    """
 
     def __init__(self, url: str) -> None:
         self._parts = urlsplit(url)
@@ -18,6 +21,12 @@ class Gate:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.connections = 0
+        self.loses_answers = False
+        self.lost_answers = 0
+
+    @property
+    def port(self) -> int:
+        return self._port
 
     @property
     def url(self) -> str:
@@ -42,6 +51,10 @@ class Gate:
     def hold(self) -> None:
         self._open.clear()
 
+    def release(self) -> None:
+        """What was held goes on."""
+        self._open.set()
+
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -54,17 +67,20 @@ class Gate:
                 try:
                     async with asyncio.TaskGroup() as both:
                         both.create_task(self._pump(reader, downstream))
-                        both.create_task(self._pump(upstream, writer))
+                        both.create_task(self._pump(upstream, writer, answers=True))
                 finally:
                     downstream.close()
         finally:
             self._tasks.discard(task)
             writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = False) -> None:
         with contextlib.suppress(OSError):
             while data := await reader.read(65536):
                 await self._open.wait()
+                if answers and self.loses_answers:
+                    self.lost_answers += 1
+                    continue
                 writer.write(data)
                 await writer.drain()
         writer.close()

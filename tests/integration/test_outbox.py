@@ -1,12 +1,15 @@
 """The relay on a real Postgres and a real Kafka: nothing lost, per-case order, whatever is away or dies."""
 
 import asyncio
+import contextvars
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiokafka.client
 import asyncpg
 import pytest
 import pytest_asyncio
@@ -21,8 +24,10 @@ from streams.metrics import StreamMetrics
 from streams.outbox import Relay, RelayLimits, producer
 from streams.testing import case_event
 from streams.topics import ensure_topics
+from tests.integration.tcp_gate import Gate
 
-QUICK = RelayLimits(poll_s=0.1, balance_s=0.2)
+QUICK = RelayLimits(poll_s=0.1, balance_s=0.2, census_s=0.2)
+AROUND: contextvars.ContextVar[bool] = contextvars.ContextVar("AROUND", default=False)
 
 
 @pytest_asyncio.fixture
@@ -263,6 +268,114 @@ async def test_a_lost_database_connection_is_taken_up_again(
         await until(lambda: everything_published(pool))
     assert value(metrics.outbox_failures.labels("database")) >= 1
     assert_nothing_lost_and_in_order(await topic_events(servers.kafka_bootstrap, topic), wanted)
+
+
+@pytest.mark.parametrize("patience", ["the producer waits for it", "the relay gives the producer up"])
+async def test_an_acknowledgement_that_is_lost_loses_no_event_and_no_order(
+    servers: Any, pool: asyncpg.Pool, topic: str, monkeypatch: pytest.MonkeyPatch, patience: str
+) -> None:
+    """Kafka keeps what it acknowledges into nothing; whoever sends it again, nothing is lost or out of order."""
+    metrics = StreamMetrics(CollectorRegistry())
+    async with gate_to(servers.kafka_bootstrap, monkeypatch) as gate:
+        request_timeout_ms, ack_timeout_s = (1000, 10.0) if patience.startswith("the producer") else (10_000, 2.0)
+        limits = replace(QUICK, ack_timeout_s=ack_timeout_s)
+
+        def make() -> AIOKafkaProducer:
+            return producer(servers.kafka_bootstrap, "relay", request_timeout_ms=request_timeout_ms)
+
+        async with relaying(Relay(pool, make, metrics, limits=limits)):
+            wanted = await enqueue_cases(pool, topic, 3, 1)
+            await until(lambda: everything_published(pool))
+            gate.loses_answers = True
+            wanted |= await enqueue_cases(pool, topic, 3, 3)
+
+            async def acted() -> bool:
+                return await end_offsets(servers.kafka_bootstrap, topic) > 3 and gate.lost_answers > 0
+
+            await until(acted)
+            gate.loses_answers = False
+            assert await unpublished(pool) > 0
+            await until(lambda: everything_published(pool))
+        events = await topic_events(servers.kafka_bootstrap, topic)
+    assert_nothing_lost_and_in_order(events, wanted)
+    if patience.startswith("the producer"):
+        assert len(events) == len(wanted), "an idempotent producer's second try is a second event"
+
+
+@asynccontextmanager
+async def gate_to(bootstrap: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gate]:
+    """A gate that every Kafka client of this process goes through, whatever address the broker tells it."""
+    gate = Gate(f"kafka://{bootstrap}")
+    await gate.open()
+    connect, broker = aiokafka.client.create_conn, int(bootstrap.rpartition(":")[2])
+
+    async def through(host: str, port: int, **options: Any) -> Any:
+        return await connect(host, gate.port if port == broker and not AROUND.get() else port, **options)
+
+    monkeypatch.setattr(aiokafka.client, "create_conn", through)
+    try:
+        yield gate
+    finally:
+        await gate.shut()
+
+
+async def end_offsets(bootstrap: str, topic: str) -> int:
+    """How many records the broker has by now, asked around the gate."""
+    token = AROUND.set(True)
+    consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, enable_auto_commit=False)
+    try:
+        await consumer.start()
+        ends = await consumer.end_offsets([TopicPartition(topic, number) for number in range(3)])
+        return sum(ends.values())
+    finally:
+        await consumer.stop()
+        AROUND.reset(token)
+
+
+async def test_a_case_with_many_events_does_not_hold_the_others(
+    servers: Any, pool: asyncpg.Pool, topic: str, metrics: StreamMetrics
+) -> None:
+    """However many events one case has waiting, another's goes after a bounded number of them, and none is lost."""
+    hot = uuid4()
+    for version in range(1, 121):
+        await enqueue(pool, topic, case_event(version, case_id=hot))
+    wanted = {(hot, version) for version in range(1, 121)} | await enqueue_cases(pool, topic, 5, 2)
+    limits = replace(QUICK, batch_events=50)
+    async with relaying(Relay(pool, lambda: producer(servers.kafka_bootstrap, "relay"), metrics, limits=limits)):
+        await until(lambda: everything_published(pool))
+    assert_nothing_lost_and_in_order(await topic_events(servers.kafka_bootstrap, topic), wanted)
+    last_cold = await pool.fetchval("select max(published_at) from outbox where key <> $1", str(hot))
+    before = await pool.fetchval(
+        "select count(*) from outbox where key = $1 and published_at <= $2", str(hot), last_cold
+    )
+    assert before < 70
+
+
+async def test_one_relay_counts_and_removes_for_all(servers: Any, pool: asyncpg.Pool, topic: str) -> None:
+    """The backlog is told by one relay, and what was published long ago goes, however many rows it is."""
+    await enqueue_cases(pool, topic, 1, 1)
+    await pool.execute(
+        "insert into outbox (bucket, topic, key, version, headers, value, created_at, published_at)"
+        " select 0, $1, gen_random_uuid()::text, 1, '[]', '', now() - interval '9 days', now() - interval '8 days'"
+        " from generate_series(1, 2500)",
+        topic,
+    )
+    all_metrics = [StreamMetrics(CollectorRegistry()) for _ in range(2)]
+
+    async def told() -> bool:
+        return sorted(value(metrics.outbox_pending) for metrics in all_metrics) == [0, 1]
+
+    async def purged() -> bool:
+        return bool(await pool.fetchval("select count(*) from outbox") == 1)
+
+    limits = replace(QUICK, balance_s=0.4)
+    nowhere = [
+        Relay(pool, lambda: producer("127.0.0.1:1", "relay", request_timeout_ms=500), metrics, limits=limits)
+        for metrics in all_metrics
+    ]
+    async with relaying(*nowhere):
+        await until(told)
+        await until(purged)
 
 
 async def test_one_round_holds_a_bounded_number_of_bytes(
