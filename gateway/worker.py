@@ -44,6 +44,7 @@ from streams.sinks.notifications.message import BadAddress
 from streams.sinks.notifications.smtp import BadServer, MailServer, SmtpSink
 from streams.sinks.notifications.templates import MailTemplate
 from streams.topics import group_name
+from streams.upkeep import Upkeep
 
 _CONNECTIONS = 30
 _log = structlog.get_logger("gateway.worker")
@@ -87,6 +88,7 @@ class _Worker:
                 for integration in self._assembly.integrations:
                     self._start_integration(integration, stack, tasks)
                 tasks.create_task(self._ledger().run(self._stop))
+                tasks.create_task(Upkeep(self._assembly.pool, self._streams).run(self._stop))
                 if self._settings.canary_every:
                     tasks.create_task(self._canary().run(self._stop))
                 self._health.start()
