@@ -20,8 +20,8 @@ from cache.server import leased
 from streams.outages import DATABASE_AWAY, DATABASE_ERRORS
 
 _BEARER = re.compile(r"(?i:Bearer) +sg_([a-z0-9]{12})_([A-Za-z0-9_-]{43})", re.ASCII)
-_SCOPE = re.compile(r"lookups:(?:\*|[a-z][a-z0-9-]{0,62})|cases:read|cases:write|events:read|admin:read")
-SCOPES = "lookups:<name>, lookups:*, cases:read, cases:write, events:read and admin:read"
+_SCOPE = re.compile(r"lookups:(?:\*|[a-z][a-z0-9-]{0,62})|cases:read|cases:write|events:read|events:all|admin:read")
+SCOPES = "lookups:<name>, lookups:*, cases:read, cases:write, events:read, events:all and admin:read"
 _ALPHABET = "abcdefghjkmnpqrstvwxyz0123456789"
 # A revoked key dies within KEEP_S. A flood of unknown keys costs the database at most one query per GAP_S.
 KEEP_S = 5.0

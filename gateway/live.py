@@ -2,7 +2,8 @@
 
 Kafka is the fast way, `case_event` the truth. A sweep compares each watched case's version in Postgres with what its
 subscriptions were told, when the tail comes up and then at every heartbeat: a stream advances without Kafka, and an
-event that Kafka lost, or that passed while the tail was being placed, is found.
+event that Kafka lost, or that passed while the tail was being placed, is found. The streams over a type of case have
+only Kafka: for them the tail goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer
 from aiokafka.errors import KafkaError
 
+from gateway.live_replay import Replays
+from gateway.live_types import TypeStreams
 from gateway.telemetry import EdgeMetrics
 from streams.errors import Undecodable
 from streams.events import CaseEvent, decode
@@ -113,6 +116,8 @@ class Live:
         self._watched: dict[UUID, set[Subscription]] = defaultdict(set)
         self._closed = False
         self._tailing = False
+        self.types = TypeStreams(topic, metrics)
+        self.replays = Replays(bootstrap, topic)
 
     @contextmanager
     def subscribe(self, case_id: UUID, on_cut: Callable[[], None]) -> Iterator[Subscription]:
@@ -129,6 +134,11 @@ class Live:
             if not watchers:
                 del self._watched[case_id]
 
+    @property
+    def tailing(self) -> bool:
+        """Whether the topic is being read now."""
+        return self._tailing
+
     async def probe(self) -> None:
         """For /readyz: raises ConnectionError while the tail of the topic is not being read."""
         if not self._tailing:
@@ -140,6 +150,7 @@ class Live:
         for watchers in self._watched.values():
             for subscription in watchers:
                 subscription.close()
+        self.types.close()
 
     async def run(self) -> None:
         """Feeds the subscriptions until cancelled; outlives outages of Kafka and of Postgres."""
@@ -187,7 +198,7 @@ class Live:
             await asyncio.sleep(_RETRY_S)
 
     async def _read_topic(self) -> None:
-        """Reads all partitions, new ones too, from their ends on; raises when Kafka cannot be reached at the start."""
+        """Reads all partitions, new ones too, from where they were left; raises when Kafka is away at the start."""
         consumer = AIOKafkaConsumer(
             self._topic,
             bootstrap_servers=self._bootstrap,
@@ -200,9 +211,7 @@ class Live:
         try:
             async with asyncio.timeout(_PLACE_S):
                 await consumer.start()
-                await consumer.seek_to_end()
-                for partition in consumer.assignment():
-                    await consumer.position(partition)
+                await self._place(consumer)
             self._say_tailing(True)
             # what was committed while the positions were being found is in Postgres
             await self._try_sweep()
@@ -211,6 +220,13 @@ class Live:
             async with asyncio.timeout(_PLACE_S):
                 await consumer.stop()
 
+    async def _place(self, consumer: AIOKafkaConsumer) -> None:
+        partitions = consumer.assignment()
+        beginnings = await consumer.beginning_offsets(partitions)
+        ends = await consumer.end_offsets(partitions)
+        for partition in partitions:
+            consumer.seek(partition, self.types.place(partition.partition, beginnings[partition], ends[partition]))
+
     async def _follow(self, consumer: AIOKafkaConsumer) -> None:
         heard = time.monotonic()
         while True:
@@ -218,6 +234,9 @@ class Live:
             for records in batch.values():
                 for record in records:
                     self._take(record.key, record.value, record.headers)
+                    self.types.take(record)
+            # what is fetched ahead is handed out without waiting: the streams must come to their turn as well
+            await asyncio.sleep(0)
             now = time.monotonic()
             heard = max(heard, _last_answer(consumer, now))
             # the client waits for a lost broker without a word: only its fetches tell

@@ -59,6 +59,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "deadline_exceeded": (503, "No answer in time"),
         "silo_unavailable": (503, "The data source cannot answer"),
         "database_unavailable": (503, "The database cannot be reached"),
+        "events_unavailable": (503, "The events cannot be read"),
         "storage_unavailable": (503, "The attachment store cannot be reached"),
         "audit_unavailable": (503, "The audit log cannot be written"),
         "draining": (503, "This process is stopping"),

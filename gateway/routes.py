@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.api import attachments, cases, live, lookup_batch, lookups, operations
+from gateway.api import attachments, cases, live, live_types, lookup_batch, lookups, operations
 from gateway.images import MEDIA_TYPES
 from gateway.lookup import MIN_AS_OF
 from gateway.route import Example, Handler, Policy, Route
@@ -31,6 +31,10 @@ _IDEMPOTENCY_KEY = Example(
     "Idempotency-Key", "One key a case, made by the caller.", "3f0f1c9e-6d0a-4f2b-8a51-0b5a3a1d2c77", required=True
 )
 _LAST_EVENT_ID = Example("Last-Event-ID", "The last version that the client has seen.", "2")
+_TOKEN = Example(
+    "Last-Event-ID", "The id of the last event that the client has seen; 0: all that is kept.", "AX3RQhYb5pIC9_8"
+)
+_CASE_TYPE = Example("type", "The case type.", "public-toilet-problem", required=True, place="query")
 
 ROUTES: tuple[Route, ...] = (
     Route(
@@ -208,6 +212,30 @@ ROUTES: tuple[Route, ...] = (
         problems=(*_OF_DATABASE, "unknown_case", "malformed_last_event_id"),
         headers=(_LAST_EVENT_ID,),
         audit="case.watch",
+        media_type="text/event-stream",
+    ),
+    Route(
+        "GET",
+        "/v1/events",
+        live_types.watch_types,
+        operation_id="watchCases",
+        summary="Follow all cases of a type: from where the client was, then their changes as they happen",
+        tag="Cases",
+        policy=Policy("scope", "events:all"),
+        rate_class="stream",
+        success=(200, "TypeEventStream"),
+        problems=(
+            "missing_parameter",
+            "unknown_parameter",
+            "repeated_parameter",
+            "unknown_case_type",
+            "malformed_last_event_id",
+            "events_unavailable",
+            "audit_unavailable",
+            "deadline_exceeded",
+        ),
+        headers=(_CASE_TYPE, _TOKEN),
+        audit="case.watch_type",
         media_type="text/event-stream",
     ),
 )

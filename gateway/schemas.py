@@ -148,6 +148,11 @@ SCHEMAS: dict[str, dict[str, Any]] = {
         "type": "string",
         "description": "Server-sent events: `id` is the case's version, `data` JSON without personal data.",
     },
+    "TypeEventStream": {
+        "type": "string",
+        "description": "Server-sent events: `id` is an opaque place in the topic, `data` JSON without personal data. "
+        "An event `reset` means that some may have been missed.",
+    },
     "Text": {"type": "string"},
     "OpenApi": {"type": "object"},
 }
@@ -191,6 +196,8 @@ EXAMPLES: dict[str, Any] = {
         "bytes": 184_220,
     },
     "EventStream": f"id: 1\nevent: case.created\ndata: {_EVENT}\n\n",
+    "TypeEventStream": "id: AX3RQhYb5pIC9_8\nevent: case.created\n"
+    f'data: {{"case_id":"{_CASE}","reference":"RAP-7KQ2-93XD",{_EVENT[1:]}\n\n',
     "Text": "ready\n",
     "OpenApi": {"openapi": "3.1.0"},
 }

@@ -9,12 +9,11 @@ from contextlib import suppress
 
 import orjson
 import structlog
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from gateway.api.cases import case_id_of
-from gateway.auth import Unauthenticated
+from gateway.api.streaming import RETRY, Cut, Outlet, hang_up, still_allowed
 from gateway.context import CONTEXT, Context
-from gateway.exchange import EXCHANGE
 from gateway.live import Subscription
 from gateway.middleware.audited import record
 from gateway.problems import Problem
@@ -25,14 +24,7 @@ log = structlog.get_logger("gateway.live")
 
 _LAST_EVENT_ID = re.compile(r"0|[1-9][0-9]{0,17}")
 _VERSION = "select version from cases where id = $1"
-_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _PAGE = 200
-_RETRY_MS = 2000
-_AUTH_S = 2.0
-
-
-class _Cut(Exception):
-    """The reader is too slow."""
 
 
 async def watch_case(request: web.Request) -> web.StreamResponse:
@@ -43,7 +35,7 @@ async def watch_case(request: web.Request) -> web.StreamResponse:
     context = request.app[CONTEXT]
     case_id = case_id_of(request)
     last = _last_event_id(request)
-    with context.live.subscribe(case_id, _hang_up(request)) as subscription:
+    with context.live.subscribe(case_id, hang_up(request)) as subscription:
         async with asyncio.timeout(context.settings.write_timeout):
             version = await context.pool.fetchval(_VERSION, case_id)
             if version is None:
@@ -52,13 +44,12 @@ async def watch_case(request: web.Request) -> web.StreamResponse:
             subscription.told = last if last <= version else 0
             page = await context.cases.history(case_id, subscription.told, limit=_PAGE)
             await record(request, "case.watch", "opened")
-        response = web.StreamResponse(headers=_HEADERS)
-        await response.prepare(request)
+        out = Outlet(request)
+        await out.open()
         # A client that has gone is no error, and one that is cut comes back with Last-Event-ID.
-        with suppress(ConnectionError, _Cut):
-            stream = _Stream(response, subscription, context, lambda: _still_allowed(request))
-            await stream.run(page)
-    return response
+        with suppress(ConnectionError, Cut):
+            await _Stream(out, subscription, context, lambda: still_allowed(request)).run(page)
+    return out.response
 
 
 class _Stream:
@@ -66,22 +57,20 @@ class _Stream:
 
     def __init__(
         self,
-        response: web.StreamResponse,
+        out: Outlet,
         subscription: Subscription,
         context: Context,
         allowed: Callable[[], Awaitable[bool]],
     ) -> None:
-        self._response = response
+        self._out = out
         self._allowed = allowed
         self._subscription = subscription
         self._cases = context.cases
         self._heartbeat_s = context.options.heartbeat_s
-        self._write_timeout_s = context.options.stream_write_timeout_s
-        self._cut = context.metrics.live_cut.labels("write_timeout")
 
     async def run(self, first: list[CaseEvent]) -> None:
         """Sends `first`, the oldest page of the history, then the rest of it, then what comes."""
-        await self._write(b"retry: %d\n\n" % _RETRY_MS)
+        await self._out.write(RETRY)
         await self._send(first)
         if len(first) == _PAGE:
             await self._send_history()
@@ -96,7 +85,7 @@ class _Stream:
             if await self._subscription.wait(self._heartbeat_s):
                 await self._send_news()
             else:
-                await self._write(b": still here\n\n")
+                await self._out.write(b": still here\n\n")
             if self._subscription.closed:
                 return
 
@@ -132,34 +121,7 @@ class _Stream:
                 text += _as_text(event)
                 self._subscription.told = event.version
         if text:
-            await self._write(bytes(text))
-
-    async def _write(self, text: bytes) -> None:
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await self._response.write(text)
-        except TimeoutError:
-            self._cut.inc()
-            raise _Cut from None
-
-
-async def _still_allowed(request: web.Request) -> bool:
-    """Whether the key that opened the stream still may; while nobody can say, it goes on."""
-    context, exchange = request.app[CONTEXT], request[EXCHANGE]
-    header = request.headers.get(hdrs.AUTHORIZATION)
-    try:
-        principal = context.keys.known(header)
-        if principal is None:
-            async with asyncio.timeout(_AUTH_S):
-                principal = await context.keys.principal(header)
-    except Unauthenticated as error:
-        context.metrics.auth_failures.labels(error.reason).inc()
-        return False
-    except DATABASE_ERRORS as error:
-        log.warning("stream_key_unchecked", error_class=type(error).__name__)
-        return True
-    scope = exchange.route.policy.scope if exchange.route is not None else None
-    return scope is None or principal.may(scope)
+            await self._out.write(bytes(text))
 
 
 def _as_text(event: CaseEvent) -> bytes:
@@ -180,11 +142,3 @@ def _last_event_id(request: web.Request) -> int:
     if not _LAST_EVENT_ID.fullmatch(header):
         raise Problem("malformed_last_event_id", "Send the id of the last event you have seen.", field="Last-Event-ID")
     return int(header)
-
-
-def _hang_up(request: web.Request) -> Callable[[], None]:
-    def abort() -> None:
-        if request.transport is not None:
-            request.transport.abort()
-
-    return abort

@@ -8,7 +8,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -17,6 +17,7 @@ from gateway.integrations import read_folders
 from streams.cases.casetype import pointer
 from streams.evolution import breaks, contract
 
+UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 SHIPPED: dict[str, Any] = json.loads((DEPLOY / "integrations/report-a-problem/case.schema.json").read_text())
 SMALL: dict[str, Any] = {
@@ -158,6 +159,7 @@ _DOCUMENTS = st.recursive(
 )
 
 
+@UNHURRIED
 @given(st.data())
 def test_what_was_valid_stays_valid(data: st.DataObject) -> None:
     """No document of the earlier schema is refused by one that was found to follow it."""
