@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
+import os
 import random
 import statistics
 import time
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,7 @@ _RATE = 1_000
 _CHANGES = 200
 _LOADED_ROWS = 20_000
 _DEADLINE_S = 2.0
-_SCRIPT_FLOOR_US = 100
+_SCRIPT_FLOOR_US, _LONG_US = 100, 3_000
 _UPDATE = "update address set address = $3 where postcode = $1 and uprn = $2"
 # Every row of these postcodes is another one afterwards, as after a real load that found them all changed.
 _LOAD = """
@@ -79,6 +80,7 @@ async def changing(bench: Bench) -> list[Row]:
     with bench.measuring("P5", 3 * bench.rounds + 3):
         async with AsyncExitStack() as stack:
             ours = await started(stack, bench, "ours")
+            stack.enter_context(_redis_first(bench))
             connection = await stack.enter_async_context(bench.council.primary())
             town = Town(connection, bench.council.postcodes, random.Random(20261122))
             for number in range(bench.rounds + 1):
@@ -187,6 +189,26 @@ def _first_uprn(n: int) -> int:
     return int(rows_of(n)[0]["uprn"])
 
 
+@contextmanager
+def _redis_first(bench: Bench) -> Iterator[None]:
+    """Redis goes before the load and Postgres, which are on the same core.
+
+    Its slow log goes by the wall clock: without this it counts the time in which another process had the core.
+    """
+    pids = bench.processes("valkey")
+    try:
+        for pid in pids:
+            os.setpriority(os.PRIO_PROCESS, pid, -10)
+    except PermissionError:
+        bench.note("P5", "Redis could not be put first: its scripts' times hold what others took of its core")
+    try:
+        yield
+    finally:
+        with suppress(PermissionError):
+            for pid in pids:
+                os.setpriority(os.PRIO_PROCESS, pid, 0)
+
+
 async def _reset_scripts(bench: Bench) -> None:
     async with bench.redis() as redis:
         await redis.config_set("slowlog-log-slower-than", _SCRIPT_FLOOR_US)
@@ -199,8 +221,14 @@ async def _longest_script_ms(bench: Bench) -> float:
     async with bench.redis() as redis:
         found = await redis.slowlog_get(100_000)
         await redis.config_set("slowlog-log-slower-than", 10_000)
-    scripts = [entry["duration"] for entry in found if bytes(entry["command"]).upper().startswith(b"EVAL")]
-    return float(max([_SCRIPT_FLOOR_US, *scripts])) / 1000
+    scripts = [entry for entry in found if bytes(entry["command"]).upper().startswith(b"EVAL")]
+    if not scripts:
+        return _SCRIPT_FLOOR_US / 1000
+    longest = max(scripts, key=lambda entry: int(entry["duration"]))
+    if longest["duration"] > _LONG_US:
+        words = bytes(longest["command"]).split(b" ")
+        bench.note("P5", f"{longest['duration'] / 1000:.1f} ms: {words[1][:8].decode()}…, {len(words)} words or more")
+    return float(longest["duration"]) / 1000
 
 
 def _tell(bench: Bench, quiet: Sequence[Minute], busy: Sequence[Minute]) -> None:
