@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from cache.server import leased
 from gateway.telemetry import EdgeMetrics
 
 Probe = Callable[[], Awaitable[object]]
@@ -116,4 +117,6 @@ class Health:
             await asyncio.sleep(every)
 
     async def _ask_postgres(self) -> None:
-        await self._pool.fetchval("select 1")
+        # leased: to give a connection back that hangs takes as long as it hangs
+        async with leased(self._pool) as connection:
+            await connection.fetchval("select 1")

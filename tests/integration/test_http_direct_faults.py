@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -17,10 +18,15 @@ from gateway.dev.addresses import Database
 from gateway.direct import DIRECT
 from gateway.limits import DEFAULT_RATES, RateClass
 from tests.integration.cache_world import BY_POSTCODE, address, until
-from tests.integration.direct_world import CRABTREE, PATH, Ways, both_ways, get
+from tests.integration.direct_world import CRABTREE, PATH, Ways, both_ways, get, without_times
 
 _HIT = get(PATH + CRABTREE)
 _SENTINEL = get("/v1/lookups", close=True)
+
+
+def without_misses(said: bytes) -> bytes:
+    """Without times, and without what tells whether the cache had it: the second who asks finds more there."""
+    return re.sub(rb"Cache-Status: [^\r]*\r\n", b"", without_times(said))
 
 
 @pytest.fixture
@@ -60,6 +66,39 @@ async def test_a_batch_that_never_comes_back_ends_at_the_deadline(ways: Ways) ->
     assert 0.5 < asyncio.get_running_loop().time() - started < 5
     assert "waits" in ways.taken
     assert ways.inside == 0
+
+
+async def test_a_miss_that_the_silo_is_silent_to_ends_at_the_deadline(
+    ways: Ways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """503 in time; nobody waits for the load any more, and the next one who asks gets what it brings."""
+    loader, door = ways.world.silo.loader, asyncio.Event()
+    fetch = loader._fetch
+
+    async def silent(*arguments: Any, **options: Any) -> Any:
+        await door.wait()
+        return await fetch(*arguments, **options)
+
+    monkeypatch.setattr(loader, "_fetch", silent)
+    asked = get(PATH + "BN43 5TE")
+    ways.taken.clear()
+    said = await ways.say(ways.short, asked, get(PATH + "BN15", close=True))
+    assert said.startswith(b"HTTP/1.1 503 ")
+    assert b"HTTP/1.1 400 " in said
+    assert ways.taken[0] == "waits"
+    assert (ways.inside, loader._callers) == (0, 0)
+    door.set()
+    assert (await ways.say(ways.short, asked, _SENTINEL)).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_plain_question_needs_no_parser_though_it_is_new(ways: Ways) -> None:
+    """Once the headers of a client are known: its first question in each spelling is answered as the long way does."""
+    spellings = [get(PATH + text) for text in ("BN15%209JB", "bn159jb", "bn15+9jb", "BN43+5TE", "BN11%201AA")]
+    short = await ways.say_in_turn(ways.short, _HIT, *spellings, _SENTINEL)
+    token = ways.edge.tokens["form"].encode()
+    assert [line.replace(b"KEY", token) in ways.known for line in (_HIT, *spellings)] == [False, *[True] * 5]
+    long = await ways.say_in_turn(ways.long, _HIT, *spellings, _SENTINEL)
+    assert without_misses(short) == without_misses(long)
 
 
 async def test_a_client_that_goes_away_leaves_nothing(ways: Ways) -> None:
