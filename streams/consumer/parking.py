@@ -6,21 +6,18 @@ case is un-parked, or its owner learns that the case is not parked any more. So 
 """
 
 import asyncio
-import base64
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import NamedTuple
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from streams.consumer import fence
 from streams.consumer.fence import Fence
 from streams.consumer.lanes import Item, Verdict
 from streams.consumer.records import digest, headers_json, storable
-from streams.consumer.replay import ParkedEvent
-from streams.events import read_record
+from streams.consumer.replay import ParkedEvent, read_parked
 
 # In the order of the cases, here and below: two transactions that meet wait for each other instead of deadlocking.
 _PARK_KEYS = """
@@ -56,7 +53,7 @@ _PARKED = """
 select case_id from parked_key where consumer_group = $1 and topic = $2 and partition = any($3::int[])
 """
 _REQUESTED = """
-select case_id, partition from parked_key
+select case_id, partition, resume_until from parked_key
 where consumer_group = $1 and topic = $2 and partition = any($3::int[]) and resume_requested is not null
 order by resume_requested limit $4
 """
@@ -70,7 +67,12 @@ delete from parked_key where consumer_group = $1 and case_id = $2
    and not exists (select from parked_event where consumer_group = $1 and case_id = $2)
 """
 _REFUSE = """
-update parked_key set stage = $3, field = $4, reason = $5, attempts = attempts + 1, resume_requested = null
+update parked_key set stage = $3, field = $4, reason = $5, attempts = attempts + 1,
+       resume_requested = null, resume_until = null, requested_by = null
+where consumer_group = $1 and case_id = $2
+"""
+_REST = """
+update parked_key set resume_requested = null, resume_until = null, requested_by = null
 where consumer_group = $1 and case_id = $2
 """
 
@@ -82,6 +84,14 @@ class Parked(NamedTuple):
     items: Sequence[Item]
     verdict: Verdict
     attempts: int
+
+
+class Requested(NamedTuple):
+    """A parked case that somebody wants to be tried again; only up to the event at `until`, if there is one."""
+
+    case_id: UUID
+    partition: int
+    until: int | None
 
 
 class Parking:
@@ -141,20 +151,17 @@ class Parking:
                 storable(verdict.reason),
             )
 
-    async def requested(self, partitions: Iterable[int], *, limit: int = 20) -> list[tuple[UUID, int]]:
-        """The parked cases somebody wants to be tried again, and their partitions."""
+    async def requested(self, partitions: Iterable[int], *, limit: int = 20) -> list[Requested]:
+        """The parked cases somebody wants to be tried again, oldest request first."""
         async with asyncio.timeout(self._timeout_s):
             rows = await self._pool.fetch(_REQUESTED, self._group, self._topic, list(partitions), limit)
-        return [(row["case_id"], row["partition"]) for row in rows]
+        return [Requested(*row) for row in rows]
 
     async def head(self, case_id: UUID) -> ParkedEvent | None:
         """The oldest event of a parked case; None when there is none left."""
         async with asyncio.timeout(self._timeout_s):
             row = await self._pool.fetchrow(_HEAD, self._group, case_id)
-        if row is None:
-            return None
-        headers = [(name, base64.b64decode(text)) for name, text in orjson.loads(row["headers"])]
-        return ParkedEvent(row["position"], *read_record(str(case_id).encode(), row["value"], headers))
+        return None if row is None else read_parked(case_id, row)
 
     async def handled(self, position: int, held: Fence) -> None:
         """Takes an event away that its handler has finished."""
@@ -175,6 +182,11 @@ class Parking:
             await connection.execute(
                 _REFUSE, self._group, case_id, verdict.stage, verdict.field, storable(verdict.reason)
             )
+
+    async def rest(self, case_id: UUID, held: Fence) -> None:
+        """Notes that what was asked for is done: the rest of the case stays parked."""
+        async with self._transaction(held) as connection:
+            await connection.execute(_REST, self._group, case_id)
 
     async def _add(self, connection: asyncpg.Connection, events: Sequence[tuple[UUID, Item]]) -> None:
         if not events:

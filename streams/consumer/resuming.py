@@ -7,7 +7,7 @@ from uuid import UUID
 from streams.consumer.dispatch import Dispatcher
 from streams.consumer.fence import Fence
 from streams.consumer.lanes import Verdict
-from streams.consumer.parking import Parking
+from streams.consumer.parking import Parking, Requested
 from streams.consumer.replay import ParkedEvent
 from streams.errors import Rejected, Unavailable
 from streams.failpoints import reach
@@ -34,20 +34,20 @@ class Resumer:
         while True:
             await asyncio.sleep(self._every_s)
             try:
-                for case_id, partition in await self._parking.requested(list(self._dispatcher.epochs)):
-                    await self._resume(case_id, partition)
+                for requested in await self._parking.requested(list(self._dispatcher.epochs)):
+                    await self._resume(requested)
             except DATABASE_ERRORS as error:
                 # The request stays in its row: it is found again next time.
                 log.warning("consumer.resume_failed", extra={"group": self._group, "error": type(error).__name__})
 
-    async def _resume(self, case_id: UUID, partition: int) -> None:
-        dispatcher = self._dispatcher
+    async def _resume(self, requested: Requested) -> None:
+        dispatcher, case_id, partition = self._dispatcher, requested.case_id, requested.partition
         dispatcher.resuming.add(case_id)
         try:
             while dispatcher.is_open and partition in dispatcher.epochs:
                 dispatcher.begin()
                 try:
-                    if not await self._step(case_id, dispatcher.fence([partition])):
+                    if not await self._step(case_id, requested.until, dispatcher.fence([partition])):
                         return
                 finally:
                     dispatcher.end()
@@ -55,7 +55,7 @@ class Resumer:
             dispatcher.resuming.discard(case_id)
             dispatcher.wake.set()
 
-    async def _step(self, case_id: UUID, held: Fence) -> bool:
+    async def _step(self, case_id: UUID, until: int | None, held: Fence) -> bool:
         """One event, or the end of the list; whether there is more to do for this case now."""
         head = await self._parking.head(case_id)
         if head is None:
@@ -63,6 +63,9 @@ class Resumer:
                 self._dispatcher.parked.discard(case_id)
                 return False
             return True
+        if until is not None and head.position > until:
+            await self._parking.rest(case_id, held)
+            return False
         verdict = await self._try(head, held)
         if verdict is None:
             reach("consumer.after_resumed")

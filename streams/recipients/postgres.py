@@ -26,6 +26,7 @@ import asyncpg
 
 from streams.cases.keys import CaseKeys
 from streams.consumer.fence import Fence, hold, register
+from streams.consumer.replay import Rehearsal
 from streams.errors import Rejected, Retryable, Unavailable
 from streams.events import CaseEvent
 from streams.failpoints import reach
@@ -39,6 +40,7 @@ from streams.recipients.metrics import RecipientMetrics
 from streams.recipients.opened import Opened, open_events
 from streams.recipients.push import Held, Patience, Push
 from streams.recipients.refusals import is_too_slow, of_connector, of_row
+from streams.recipients.rehearsing import rehearsed
 
 Wanted = Callable[[CaseEvent, Dictionary[str, Any]], bool]
 
@@ -95,6 +97,21 @@ class PostgresRecipient:
             raise of_connector(error) from None
         self._metrics.applied(self.name, time.monotonic() - begun)
         return errors
+
+    async def rehearse(self, events: Sequence[CaseEvent]) -> Dictionary[UUID, Rehearsal]:
+        """What handling these events one after the other would do; raises as `apply_each` does, and writes nothing."""
+        try:
+            async with asyncio.timeout(self.deadline_s):
+                ready = await self._database.ready()
+                opened = await self._open(events)
+                mine = [event for event in events if self._is_mine(event, opened[event.event_id])]
+                async with self._database.connection() as connection:
+                    found = await rehearsed(
+                        connection, ready, mine, lambda event: _mapped(ready.mapping, event, opened[event.event_id])
+                    )
+        except DATABASE_ERRORS as error:
+            raise of_connector(error) from None
+        return {event.event_id: found.get(event.event_id, Rehearsal("elsewhere")) for event in events}
 
     async def _apply(self, events: Sequence[CaseEvent], fence: Fence) -> Dictionary[UUID, Rejected | Retryable]:
         ready = await self._database.ready()

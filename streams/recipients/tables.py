@@ -99,6 +99,7 @@ class Statements:
     push: str
     echo: str
     held: str
+    compare: str
     page: str
     first_page: str
     ahead: str
@@ -113,6 +114,7 @@ class Statements:
             push=_push(declaration, mapping, table, columns),
             echo=_echo(declaration),
             held=_held(declaration, table),
+            compare=_compare(declaration, mapping, table, columns),
             page=_page(declaration, table, first=False),
             first_page=_page(declaration, table, first=True),
             ahead=_ahead(declaration),
@@ -158,6 +160,28 @@ def _held(declaration: RecipientDeclaration, table: RemoteTable) -> str:
 select held.{key}::text as key, held.{own}::text as id, held.{version}::int8 as version from {name} as held
 where held.{key} = any($1::text[]{cast})
 """  # noqa: S608 - every identifier was quoted above
+
+
+def _compare(declaration: RecipientDeclaration, mapping: Mapping, table: RemoteTable, columns: tuple[str, ...]) -> str:
+    """For rows as `push` takes them: what is there now, column by column as text, and what would be; writes nothing."""
+    name, used = quoted_table(declaration.table), declaration.columns
+    key, version = quoted(used.key), quoted(used.version)
+    arrays = ["text[]", "int8[]", *(ARRAY_TYPES[mapping.kinds[column]] for column in columns)]
+    parameters = ", ".join(f"${n}::{array}" for n, array in enumerate(arrays, 1))
+    aliases = ", ".join(f"c{n}" for n in range(len(arrays)))
+    both = ", ".join(
+        f"held.{quoted(column)}::text as there{n}, c{n}::{_type(table, column)}::text as would{n}"
+        for n, column in enumerate(columns, 2)
+    )
+    return f"""
+select c0 as key, held.{version}::int8 as version, {both}
+from unnest({parameters}) with ordinality as pushing({aliases}, n)
+left join {name} as held on held.{key} = c0 order by n
+"""  # noqa: S608 - every identifier was quoted above
+
+
+def _type(table: RemoteTable, column: str) -> str:
+    return table.casts.get(column) or quoted(table.columns[column].type)
 
 
 def _echo(declaration: RecipientDeclaration) -> str:
