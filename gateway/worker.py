@@ -25,8 +25,10 @@ from gateway.starting import open_site, said
 from gateway.stopping import stop_on_signals
 from gateway.telemetry import EdgeMetrics
 from streams.consumer.consumer import Consumer
+from streams.consumer.fuse import FuseBlown
 from streams.consumer.handlers import BatchHandler, CaseHandler
-from streams.consumer.limits import ConsumerLimits, Retry, SessionTimeouts
+from streams.consumer.limits import ConsumerLimits, FuseLimits, Retry, SessionTimeouts
+from streams.consumer.replay import until_requested
 from streams.effects.governor import Governor
 from streams.effects.metrics import EffectMetrics
 from streams.errors import Misconfigured
@@ -133,27 +135,41 @@ class _Worker:
                 tasks.create_task(poller.run(self._stop))
 
     async def _consume(self, name: str, handler: BatchHandler | CaseHandler) -> None:
-        """Run one consumer group. One that is misconfigured stops alone: the others have work to do."""
+        """Run one consumer group. One that is misconfigured stops alone: the others have work to do.
+
+        One whose fuse has blown waits for `silogate dlq resume`.
+        """
+        group = group_name(self._settings.topic_prefix, name)
         consumer = Consumer(
             self._settings.kafka_bootstrap,
-            group_name(self._settings.topic_prefix, name),
+            group,
             self._assembly.topic,
             handler,
             pool=self._assembly.pool,
             metrics=self._streams,
             limits=self._limits(),
         )
-        try:
-            await consumer.run(self._stop)
-        except Misconfigured as error:
-            _log.error("work.connector_stopped", group=name, reason=error.reason)
+        while True:
+            try:
+                await consumer.run(self._stop)
+            except FuseBlown as error:
+                _log.error("work.fuse_blown", group=group, reason=error.reason)
+                if await until_requested(self._assembly.pool, group, self._stop):
+                    _log.info("work.resumed", group=group)
+                    continue
+            except Misconfigured as error:
+                _log.error("work.connector_stopped", group=name, reason=error.reason)
+            return
 
     def _limits(self) -> ConsumerLimits:
         session_ms = int(self._settings.kafka_session_timeout * 1000)
         # Kafka wants three heartbeats or more in a session
         sessions = SessionTimeouts(session_ms=session_ms, heartbeat_ms=min(3000, session_ms // 3))
         return ConsumerLimits(
-            sessions=sessions, drain_s=self._settings.shutdown_grace, retry=Retry(attempts=self._settings.park_after)
+            sessions=sessions,
+            drain_s=self._settings.shutdown_grace,
+            retry=Retry(attempts=self._settings.park_after),
+            fuse=FuseLimits(),
         )
 
     def _canary(self) -> Canary:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from uuid import UUID
 
 from streams.consumer.fence import Fence
+from streams.consumer.fuse import Fuse
 from streams.consumer.lanes import Item, Lane, Lanes, Stray, Verdict, Work
 from streams.consumer.limits import LEAST_DELAY_S, Retry
 from streams.consumer.parking import Parked, Parking
@@ -19,7 +20,7 @@ class Aside:
     """What the dispatcher does with work that is not to be handed out. Its own errors only make the lanes wait.
 
     `finish` is called for what is kept in Postgres now: work and outcome. `fence` gives the right to write, or raises
-    Fenced.
+    Fenced. A `fuse` that blows leaves by FuseBlown, with nothing parked.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Aside:
         retry: Retry,
         fence: Callable[[Iterable[int]], Fence],
         finish: Callable[[Work, str], None],
+        fuse: Fuse | None = None,
     ) -> None:
         self._lanes = lanes
         self._parking = parking
@@ -38,6 +40,7 @@ class Aside:
         self._retry = retry
         self._fence = fence
         self._finish = finish
+        self._fuse = fuse
         self.parked: set[UUID] = set()
         self.resuming: set[UUID] = set()
 
@@ -64,6 +67,8 @@ class Aside:
                 lane.verdict = Verdict(problem.stage, problem.field, problem.reason)
             whole = Work(lane, tuple(lane.queue))
             (strays if isinstance(lane.key, Stray) else parks if is_new else appends).append(whole)
+        if self._fuse is not None and (strays or parks):
+            self._fuse.check([work.lane.key for work in (*strays, *parks)])
         for work in strays:
             await self._keep(work)
         if parks:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from streams.consumer.fuse import Fuse, FuseBlown
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, Retry
 from streams.consumer.session import DrainExceeded, Session
@@ -50,12 +51,14 @@ class Consumer:
         self._metrics = metrics
         self._limits = limits or ConsumerLimits()
         self._client_id = client_id or f"silogate-{group}"
+        self._fuse = None if self._limits.fuse is None else Fuse(self._limits.fuse)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consumes until `stop` is set: then ends what was begun within the limits' `drain_s`, commits and leaves.
 
         Cancelling it leaves at once. When Kafka is away or another process took a partition over, it joins afresh.
-        Raises Misconfigured when no event can succeed until a person acts, and whatever is a fault of its own.
+        Raises Misconfigured when no event can succeed until a person acts (FuseBlown when most cases fail: then it may
+        be run again), and whatever is a fault of its own.
         """
         attempts = 0
         loop = asyncio.get_running_loop()
@@ -70,6 +73,8 @@ class Consumer:
                 self._note(error)
                 await set_within(stop, _REBUILD.delay_s(attempts))
         except Misconfigured as error:
+            if isinstance(error, FuseBlown):
+                self._metrics.fuse_blown.labels(self._group).inc()
             log.error("consumer.misconfigured", extra={"group": self._group, "reason": error.reason})  # noqa: TRY400 - no fault
             raise
         finally:
@@ -86,6 +91,7 @@ class Consumer:
             metrics=self._metrics,
             limits=self._limits,
             client_id=self._client_id,
+            fuse=self._fuse,
         )
         try:
             await session.run(stop)

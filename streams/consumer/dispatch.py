@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from streams.consumer.aside import Aside
 from streams.consumer.calling import Caller, Errors
 from streams.consumer.fence import Fence
+from streams.consumer.fuse import Fuse
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.lanes import Item, Lane, Lanes, Verdict, Work
 from streams.consumer.limits import Retry
@@ -44,10 +45,12 @@ class Dispatcher:
         parallel: int,
         batch_events: int,
         handler_timeout_s: float,
+        fuse: Fuse | None = None,
     ) -> None:
         self.caller = Caller(handler, group=group, timeout_s=handler_timeout_s)
         self._lanes = lanes
-        self._aside = Aside(lanes, parking, group=group, retry=retry, fence=self.fence, finish=self._finish)
+        self._aside = Aside(lanes, parking, group=group, retry=retry, fence=self.fence, finish=self._finish, fuse=fuse)
+        self._fuse = fuse
         self._group = group
         self._topic = topic
         self._retry = retry
@@ -274,6 +277,8 @@ class Dispatcher:
             if item.event is not None:
                 seconds = (now - item.event.at).total_seconds()
                 self._seconds.observe(max(0.0, seconds))
+        if self._fuse is not None:
+            self._fuse.passed(work.lane.key)
         self._finish(work, "done", ends=ends)
 
     def _wait_for_recipient(self, works: Sequence[Work], answer: Unavailable) -> None:

@@ -22,6 +22,21 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class FuseLimits:
+    """When it blows: of the last `window` cases, once there are `least`, more than `max_ratio` had to be parked.
+
+    Also when `max_consecutive` cases were parked with none that went through between them. After it has blown,
+    `probe` cases are enough until more of them go through than fail.
+    """
+
+    window: int = 1000
+    max_ratio: float = 0.5
+    least: int = 50
+    max_consecutive: int = 200
+    probe: int = 10
+
+
+@dataclass(frozen=True, slots=True)
 class SessionTimeouts:
     """Kafka's view of a member, in milliseconds."""
 
@@ -48,4 +63,5 @@ class ConsumerLimits:
     resume_every_s: float = 1.0
     call_timeout_s: float = 10.0
     retry: Retry = field(default_factory=Retry)
+    fuse: FuseLimits | None = None
     sessions: SessionTimeouts = field(default_factory=SessionTimeouts)

@@ -6,6 +6,7 @@ it is committed.
 
 import asyncio
 import base64
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ from streams.audit import AuditLog
 from streams.consumer.records import storable
 from streams.errors import Undecodable
 from streams.events import CaseEvent, read_record
+from streams.outages import DATABASE_ERRORS
+from streams.waiting import set_within
+
+log = logging.getLogger(__name__)
 
 _TIMEOUT_S = 30.0
 # One transaction changes so many cases: their rows are locked until all of their audit rows are there.
@@ -56,6 +61,11 @@ _REQUEST = """
 update parked_key set resume_requested = now(), resume_until = $3, requested_by = $4
 where consumer_group = $1 and case_id = any($2::uuid[])
 """
+_WITHDRAW = """
+update parked_key set resume_requested = null, resume_until = null, requested_by = null
+where consumer_group = $1 and resume_requested is not null
+"""
+_IS_REQUESTED = "select exists (select from parked_key where consumer_group = $1 and resume_requested is not null)"
 _DROP = """
 with gone as (
     delete from parked_event where consumer_group = $1 and case_id = any($2::uuid[])
@@ -217,6 +227,26 @@ async def request(pool: asyncpg.Pool, selection: Selection, *, actor: str, audit
             await connection.execute(_REQUEST, group, case_ids, selection.position, storable(actor))
             await _note(audit, actor, "parked.replay", case_ids, {"group": group, "position": selection.position})
         asked += len(case_ids)
+
+
+async def until_requested(pool: asyncpg.Pool, group: str, stop: asyncio.Event, *, every_s: float = 2.0) -> bool:
+    """Waits until somebody asks for parked cases of a group that has stopped; False when `stop` is set first.
+
+    What was asked for before it stopped is withdrawn: nobody could have known.
+    """
+    statement = _WITHDRAW
+    while not stop.is_set():
+        try:
+            async with asyncio.timeout(_TIMEOUT_S):
+                if statement == _WITHDRAW:
+                    await pool.execute(_WITHDRAW, group)
+                    statement = _IS_REQUESTED
+                elif await pool.fetchval(_IS_REQUESTED, group):
+                    return True
+        except DATABASE_ERRORS as error:
+            log.warning("consumer.resume_failed", extra={"group": group, "error": type(error).__name__})
+        await set_within(stop, every_s)
+    return False
 
 
 async def rehearse(

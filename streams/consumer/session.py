@@ -14,6 +14,7 @@ from aiokafka.errors import KafkaError
 from streams.consumer import fence
 from streams.consumer.dispatch import Dispatcher
 from streams.consumer.fence import Fence
+from streams.consumer.fuse import Fuse
 from streams.consumer.handlers import BatchHandler, CaseHandler, TakesPartitions
 from streams.consumer.lanes import Item, Lanes, Stray
 from streams.consumer.limits import ConsumerLimits
@@ -62,6 +63,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         metrics: StreamMetrics,
         limits: ConsumerLimits,
         client_id: str,
+        fuse: Fuse | None = None,
     ) -> None:
         self._group = group
         self._topic = topic
@@ -83,6 +85,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             parallel=limits.parallel,
             batch_events=limits.batch_events,
             handler_timeout_s=limits.handler_timeout_s,
+            fuse=fuse,
         )
         self._resumer = Resumer(self._dispatcher, self._parking, group=group, every_s=limits.resume_every_s)
         self._kafka = _client(bootstrap, group, client_id, limits)

@@ -30,7 +30,7 @@ async def test_from_refused_to_delivered(here: Town) -> None:
     await here.start("serve")
     await here.start("work")
     cases = [await here.submit() for _ in range(3)]
-    listed = await _parked(environment, 3)
+    listed = await _parked(here, 3)
     group = listed[0]["group"]
     assert group.endswith("silogate.recipient.street-team")
     assert {(row["stage"], row["field"], row["events"]) for row in listed} == {("handler", "no_litter", 1)}
@@ -52,7 +52,7 @@ async def test_from_refused_to_delivered(here: Town) -> None:
     assert "LITTER_TOILET" in dry.data
     assert "(differs)" in dry.data
     assert "Whitfield" not in dry.data + dry.words
-    assert len(await _parked(environment, 3)) == 3
+    assert await here.sql("select count(*) from gateway.parked_event") == [(3,)]
 
     unsaid = await run(environment, "dlq", "drop", group, "--reason", "test")
     assert (unsaid.code, "say which cases" in unsaid.words) == (2, True)
@@ -65,10 +65,10 @@ async def test_from_refused_to_delivered(here: Town) -> None:
     await _at_team(here, "alter table street.job drop constraint no_litter")
     one = await run(environment, "dlq", "replay", group, "--case", kept[0], "--go", "--json")
     assert (one.code, json.loads(one.data)["asked"]) == (0, 1)
-    await _parked(environment, 1)
+    await _parked(here, 1)
     rest = await run(environment, "dlq", "resume", group)
     assert rest.code == 0, rest.words
-    await _parked(environment, 0)
+    await _parked(here, 0)
     assert len(await here.at_recipient("street-team")) == len(cases) - 1
     rows = await here.sql("select action, subject, actor from gateway.audit where action like 'parked.%' order by at")
     assert [tuple(row) for row in rows] == [
@@ -96,11 +96,15 @@ async def _at_team(here: Town, statement: str) -> None:
     await connection.close()
 
 
-async def _parked(environment: dict[str, str], number: int) -> list[dict[str, Any]]:
-    async def look() -> list[dict[str, Any]] | None:
-        found = await run(environment, "dlq", "list", "--json")
-        assert found.code == 0, found.words
-        rows = json.loads(found.data)
-        return rows if len(rows) == number else None
+async def _parked(here: Town, number: int) -> list[dict[str, Any]]:
+    """What `dlq list` says once so many cases are parked."""
 
-    return await until(f"{number} parked", look)
+    async def look() -> bool | None:
+        return True if await here.sql("select count(*) from gateway.parked_key") == [(number,)] else None
+
+    await until(f"{number} parked", look)
+    found = await run(here.council.environment, "dlq", "list", "--json")
+    assert found.code == 0, found.words
+    rows: list[dict[str, Any]] = json.loads(found.data)
+    assert len(rows) == number
+    return rows
