@@ -25,11 +25,11 @@ from streams.mapping.compile import Mapping as FieldTable
 from streams.recipients.database import RecipientDatabase
 from streams.recipients.metrics import RecipientMetrics
 from streams.recipients.postgres import PostgresRecipient
+from streams.topics import group_name
 
 __all__ = ["Selection", "drop", "replay", "show_case", "show_list"]
 
 _ACTOR = "cli"
-_RECIPIENT = "recipient."
 
 
 async def show_list(settings: Settings, selection: Selection, *, limit: int, json: bool) -> int:
@@ -163,7 +163,7 @@ def _said() -> Iterator[None]:
 @asynccontextmanager
 async def _recipient(assembly: Assembly, group: str) -> AsyncIterator[PostgresRecipient]:
     """The connector that reads as this group, for looking only."""
-    prefix = f"{assembly.settings.topic_prefix}silogate.{_RECIPIENT}"
+    prefix = group_name(assembly.settings.topic_prefix, "recipient.")
     name = group.removeprefix(prefix)
     for one in assembly.integrations:
         declaration = one.recipients.get(name)
