@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import orjson
 import pytest
 from aiohttp import ClientResponse, ClientSession, ClientTimeout, TCPConnector
+from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
@@ -19,6 +21,7 @@ from gateway.context import EdgeOptions
 from gateway.dev.addresses import Database, Servers
 from gateway.dev.sse import Message, messages
 from gateway.dev.stack import Stack
+from gateway.live_replay import Replay
 from streams.events import CaseEvent, encode
 from streams.outbox import producer
 from streams.testing import case_event
@@ -149,6 +152,31 @@ async def test_readers_that_come_and_go_miss_nothing(
             assert _by_case(told) == {event.case_id: list(range(1, 13)) for event in events[:8]}
         await _until(lambda: edge.metric("silogate_live_type_streams") == 0)
         assert edge.context.live.replays._free == 8
+
+
+async def test_what_comes_while_the_past_is_read_comes_once(
+    gateway_database: Database, servers: Servers, tmp_path: Path, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader of the past sees it too, and leaves it to the tail."""
+    events, read = _made(2, 4), Replay._fetch
+    async with _town(gateway_database, servers, tmp_path, topic_prefix) as edge:
+
+        async def late(replay: Replay, left: set[TopicPartition]) -> dict[TopicPartition, list[Any]]:
+            if not late_ones:
+                late_ones.extend(events[4:])
+                await _publish(edge, servers, late_ones)
+                await _until(lambda: sum(spot.offset for spot in edge.context.live.types.spots.values()) == 8)
+            return await read(replay, left)
+
+        late_ones: list[CaseEvent] = []
+        monkeypatch.setattr(Replay, "_fetch", late)
+        await _publish(edge, servers, events[:4])
+        await _until(lambda: sum(spot.offset for spot in edge.context.live.types.spots.values()) == 4)
+        async with _stream(edge, "0") as answer:
+            told = _told(await _read(answer, 8))
+            await _publish(edge, servers, [case_event(case_id=events[0].case_id, version=5)])
+            assert _told(await _read(answer, 1)) == [(events[0].case_id, 5)]
+        assert _by_case(told) == {event.case_id: [1, 2, 3, 4] for event in events[:2]}
 
 
 async def test_all_that_is_kept_comes_first_when_asked_for(
