@@ -48,6 +48,14 @@ def test_every_setting_of_the_documents_exists() -> None:
             assert fits, f"{document.name}: {name}"
 
 
+def test_every_metric_of_the_documents_exists() -> None:
+    """A silogate_ name in any document is one that the code gives out."""
+    code = "".join(path.read_text() for room in ("gateway", "cache", "streams") for path in (ROOT / room).rglob("*.py"))
+    for document in DOCUMENTS:
+        for name in re.findall(r"\bsilogate_[a-z0-9_]+", document.read_text()):
+            assert f'"{name}"' in code, f"{document.name}: {name}"
+
+
 def test_make_help_lists_every_target() -> None:
     """Each target of the Makefile carries its one-line help."""
     text = (ROOT / "Makefile").read_text()
