@@ -32,6 +32,7 @@ from streams.consumer.replay import until_requested
 from streams.effects.governor import Governor
 from streams.effects.metrics import EffectMetrics
 from streams.errors import Misconfigured
+from streams.flows.following import Follower
 from streams.flows.planner import FlowPlanner
 from streams.ledger import Ledger
 from streams.mapping.compile import Mapping as FieldTable
@@ -91,6 +92,7 @@ class _Worker:
                     self._start_integration(integration, stack, tasks)
                 tasks.create_task(self._ledger().run(self._stop))
                 tasks.create_task(Upkeep(self._assembly.pool, self._streams).run(self._stop))
+                tasks.create_task(self._follower().run(self._stop))
                 if self._settings.canary_every:
                     tasks.create_task(self._canary().run(self._stop))
                 self._health.start()
@@ -193,6 +195,11 @@ class _Worker:
             metrics=self._effects,
             governor=Governor(settings.effects_per_hour, settings.effects_first_run),
         )
+
+    def _follower(self) -> Follower:
+        assembly = self._assembly
+        flows = [one.flow for one in assembly.integrations if one.flow is not None]
+        return Follower(assembly.pool, assembly.keys, assembly.cases, flows)
 
     async def _open_port(self, stack: AsyncExitStack) -> None:
         runner = web.AppRunner(build_worker_app(self._health, self._registry), access_log=None, handle_signals=False)

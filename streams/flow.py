@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -75,19 +76,61 @@ class Deliver(_Declared):
     when: Mapping[FieldPath, Condition] = Field(default_factory=dict)
 
 
+class Branch(_Declared):
+    """What follows one outcome of an effect: nothing, a change of the case, a note on it, or another effect."""
+
+    end: Literal[True] | None = None
+    set: Mapping[FieldPath, Scalar] | None = None
+    note: Annotated[str, Field(min_length=1, max_length=2000)] | None = None
+    plan: Name | None = None
+
+    @model_validator(mode="after")
+    def _one_step(self) -> Branch:
+        given = [step for step in (self.end, self.set, self.note, self.plan) if step]
+        if len(self.model_fields_set) != 1 or len(given) != 1:
+            raise ValueError("needs exactly one of end, set, note, plan")
+        return self
+
+    @property
+    def patch(self) -> dict[str, Any]:
+        """What `set` asks for as a merge patch of the whole case."""
+        patch: dict[str, Any] = {}
+        for path, value in (self.set or {}).items():
+            *above, last = path.split(".")
+            below = patch
+            for name in above:
+                below = below.setdefault(name, {})
+            below[last] = value
+        return patch
+
+
+class Then(_Declared):
+    """What follows an effect, for each way in which it can end."""
+
+    done: Branch
+    failed: Branch
+    unknown: Branch
+
+    @property
+    def branches(self) -> dict[str, Branch]:
+        """The branches by outcome."""
+        return {"done": self.done, "failed": self.failed, "unknown": self.unknown}
+
+
 class Effect(_Declared):
-    """One act on the outside world, and the events that plan it.
+    """One act on the outside world, and the events that plan it; without any, another effect's end plans it.
 
     `occurrence: once` plans it once in the life of a case, `version` once for each version the event carries.
     """
 
     purpose: Name
-    on: Events
+    on: tuple[EventType, ...] = ()
     when: Mapping[FieldPath, Condition] = Field(default_factory=dict)
     sink: Name
     template: Name
     to: FieldPath
     occurrence: Literal["once", "version"]
+    then: Then | None = None
 
 
 class _Declaration(_Declared):
@@ -147,6 +190,38 @@ class Flow:
         return [
             self._planned(rule, event, personal) for rule in self.effect_rules if self._applies(rule, event, personal)
         ]
+
+    def rule(self, sink: str, purpose: str) -> Effect | None:
+        """Return the rule of an effect."""
+        found = (rule for rule in self.effect_rules if (rule.sink, rule.purpose) == (sink, purpose))
+        return next(found, None)
+
+    def planned_by(self, purpose: str) -> Effect | None:
+        """Return the rule that a branch's `plan` names."""
+        return next((rule for rule in self.effect_rules if rule.purpose == purpose), None)
+
+    def follow_up(
+        self, rule: Effect, case_id: UUID, occurrence: str, payload: Mapping[str, Any]
+    ) -> PlannedEffect | None:
+        """Return the effect that follows another, about the same version of the case; None where `when` forbids it.
+
+        `occurrence` and `payload` are those of the effect it follows.
+        """
+
+        def value(path: str) -> object:
+            found = _at(path, payload["public"])
+            return _at(path, payload["personal"]) if found is None else found
+
+        if not all(condition.holds(value(path)) for path, condition in rule.when.items()):
+            return None
+        occurrence = "once" if rule.occurrence == "once" else occurrence
+        return PlannedEffect(
+            effect_id=effect_id(rule.sink, case_id, rule.purpose, occurrence),
+            sink=rule.sink,
+            purpose=rule.purpose,
+            occurrence=occurrence,
+            payload={**payload, "template": rule.template, "to": value(rule.to)},
+        )
 
     def _applies(self, rule: Deliver | Effect, event: CaseEvent, personal: Mapping[str, Any]) -> bool:
         return (

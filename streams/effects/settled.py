@@ -8,10 +8,11 @@ import asyncpg
 
 from streams.effects.resolution import Next
 
+# `follow` asks the flow what is to happen now, in the same step: streams.flows.following does it and clears it.
 # `unknown` follows `unknown` only where nothing new was found out.
 _SETTLE = """
 update effect set state = $3, provider_ref = $4, reason = $5, owner = null, lease_until = null, checks = 0,
-    check_at = clock_timestamp() + make_interval(secs => $6), updated_at = clock_timestamp()
+    check_at = clock_timestamp() + make_interval(secs => $6), follow = $3, updated_at = clock_timestamp()
 where effect_id = $1 and attempt = $2
   and (state in ('planned', 'intent') or (state = 'unknown' and $3 <> 'unknown'))
 returning effect_id
@@ -19,7 +20,8 @@ returning effect_id
 # A key that was surely never used has its whole life before it.
 _AGAIN = """
 update effect e set state = case when request is null then 'planned' else 'intent' end, reason = $3, owner = null,
-    lease_until = null, check_at = null, checks = 0, due_at = clock_timestamp() + make_interval(secs => $4),
+    lease_until = null, check_at = null, checks = 0, follow = null,
+    due_at = clock_timestamp() + make_interval(secs => $4),
     idem_expires_at = case
         when exists (select from effect_attempt a where a.effect_id = e.effect_id and a.outcome = 'unknown')
         then idem_expires_at end,

@@ -10,6 +10,7 @@ from typing import Any
 
 from streams.declared import Location, Problem
 from streams.flow import Deliver, Effect, Flow
+from streams.flows.loops import loops
 from streams.sinks.notifications.lint import check_template
 
 # More branches than anyone can follow by eye; a flow over it is checked on the first ones only.
@@ -34,7 +35,8 @@ def check_flow(
     for index, effect in enumerate(flow.effect_rules):
         problems.extend(_effect(flow, ("effects", index), effect, case_schema, sinks))
         problems.extend(_conditions(flow, ("effects", index), effect, case_schema))
-    return problems or [*_holes(flow, case_schema), *_templates(flow, case_schema, templates)]
+    problems.extend(what_follows(flow, case_schema))
+    return problems or [*_holes(flow, case_schema), *loops(flow), *_templates(flow, case_schema, templates)]
 
 
 def _unknown(flow: Flow, location: Location, name: str, known: Collection[str]) -> Problem:
@@ -80,6 +82,50 @@ def _effect(
     elif not _always_there(rule, schema):
         message = f"a case may lack {rule.to}; add `{rule.to}: {{present: true}}` to `when`"
         yield flow.source.problem((*place, "to"), message)
+
+
+def what_follows(flow: Flow, schema: Mapping[str, Any]) -> Iterator[Problem]:
+    """Find effects that do not say what follows, or say what cannot be done, and those that nothing ever plans."""
+    planned = {
+        branch.plan for rule in flow.effect_rules if rule.then for branch in rule.then.branches.values() if branch.plan
+    }
+    for index, rule in enumerate(flow.effect_rules):
+        place = ("effects", index)
+        if not rule.on and rule.purpose not in planned:
+            yield flow.source.problem((*place, "purpose"), "is planned by nothing: add `on`, or `plan` it elsewhere")
+        if rule.then is None:
+            message = "needs `then`: what follows done, failed and unknown; nothing is `{end: true}`"
+            yield flow.source.problem((*place, "purpose"), message)
+            continue
+        for outcome, branch in rule.then.branches.items():
+            here = (*place, "then", outcome)
+            if branch.plan and flow.planned_by(branch.plan) is None:
+                yield _unknown(flow, (*here, "plan"), branch.plan, [one.purpose for one in flow.effect_rules])
+            for path, value in (branch.set or {}).items():
+                if wrong := _unsettable(schema, path, value):
+                    yield flow.source.problem((*here, "set", path), wrong)
+
+
+def _unsettable(schema: Mapping[str, Any], path: str, value: object) -> str | None:
+    found = field_schema(schema, path)
+    if found is None:
+        return "is not a field of the case type"
+    names = path.split(".")
+    if any(
+        (field_schema(schema, ".".join(names[:depth])) or {}).get("x-immutable") for depth in range(1, len(names) + 1)
+    ):
+        return "never changes once the case is there"
+    choices = _allowed(found)
+    if choices and value not in choices:
+        near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], 1)
+        return f"{value} is not a value that the case type allows" + (f"; did you mean {near[0]}?" if near else "")
+    kinds: Mapping[str, tuple[type, ...]]
+    kinds = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
+    kind = found.get("type")
+    if isinstance(kind, str) and kind in kinds:
+        fits = isinstance(value, kinds[kind]) and (kind == "boolean" or not isinstance(value, bool))
+        return None if fits else f"{value} is not a {kind}"
+    return None if choices else "is not a single value of the case"
 
 
 def _always_there(rule: Effect, schema: Mapping[str, Any]) -> bool:

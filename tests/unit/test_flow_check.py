@@ -99,6 +99,92 @@ def test_a_missing_template_is_named_at_the_flow() -> None:
     assert problems(text) == [f"flow.yaml:{line_of('template: confirmed', text)}: effects.0.template: {message}"]
 
 
+AGAIN = """
+  - purpose: {purpose}
+    on: {on}
+    when:
+      submitter.email: {{present: true}}{when}
+    sink: email
+    template: confirmation
+    to: submitter.email
+    occurrence: {occurrence}
+    then:
+      done: {done}
+      failed: {{end: true}}
+      unknown: {{end: true}}
+"""
+END = "{end: true}"
+
+
+def again(purpose: str, on: str, done: str, *, occurrence: str = "version", when: str = "") -> str:
+    return AGAIN.format(purpose=purpose, on=on, done=done, occurrence=occurrence, when=when).lstrip("\n")
+
+
+def test_an_effect_must_say_what_follows() -> None:
+    """Leaving out what follows is not the same as saying that nothing does."""
+    text = TEXT[: TEXT.index("    # What nobody knows of")]
+    assert [line for line in problems(text) if "needs `then`" in line] == problems(text) != []
+
+
+@pytest.mark.parametrize(
+    ("branch", "message"),
+    [
+        ("{plan: remainder}", "remainder is not known here; did you mean reminder?"),
+        ("{set: {status: clsed}}", "clsed is not a value that the case type allows; did you mean closed?"),
+        ("{set: {colour: red}}", "is not a field of the case type"),
+        ("{set: {submitter.email: x@example.org}}", "never changes once the case is there"),
+        ("{set: {notes: x}}", "is not a single value of the case"),
+    ],
+)
+def test_what_follows_must_be_possible(branch: str, message: str) -> None:
+    """A plan that does not exist and a value the case cannot hold are named at their line."""
+    text = TEXT + again("reminder", "[case.noted]", branch)
+    (found,) = problems(text)
+    assert message in found
+    assert found.startswith(f"flow.yaml:{line_of(branch, text)}: effects.1.then.done.")
+
+
+def test_what_is_set_must_be_of_the_fields_kind() -> None:
+    """A number for a text is named; a text is fine."""
+    schema = copy.deepcopy(SCHEMA)
+    schema["properties"]["team"] = {"type": "string"}
+    text = TEXT + again("reminder", "[case.noted]", "{set: {team: 7}}")
+    assert "7 is not a string" in problems(text, schema=schema)[0]
+    assert problems(text.replace("team: 7", "team: north"), schema=schema) == []
+
+
+def test_an_effect_that_nothing_plans_is_named() -> None:
+    """An effect without events must be planned by another."""
+    orphan = TEXT + again("apology", "[]", END)
+    assert "effects.1.purpose: is planned by nothing" in problems(orphan)[0]
+    assert problems(orphan + again("reminder", "[case.noted]", "{plan: apology}")) == []
+
+
+@pytest.mark.parametrize(
+    ("rules", "path"),
+    [
+        ([("closing", "[case.updated]", "{set: {status: closed}}")], "closing (done: set status) → closing"),
+        ([("closing", "[case.noted]", "{note: It is closed.}")], "closing (done: note) → closing"),
+        (
+            [("first", "[case.updated]", "{plan: second}"), ("second", "[]", "{set: {status: open}}")],
+            "first (done: plan) → second (done: set status) → first",
+        ),
+    ],
+    ids=["set", "note", "two"],
+)
+def test_an_effect_that_plans_itself_again_is_named(rules: list[tuple[str, str, str]], path: str) -> None:
+    """A circle of effects is an error that shows the way around; an effect that happens once in a life breaks it."""
+    (found,) = problems(TEXT + "".join(again(*rule) for rule in rules))
+    assert f"plans itself again and again: {path};" in found
+    assert problems(TEXT + "".join(again(*rule, occurrence="once") for rule in rules)) == []
+
+
+def test_a_change_that_rules_the_effect_out_is_no_circle() -> None:
+    """What an effect sets may be the very thing that keeps its rule from holding again."""
+    rule = again("closing", "[case.updated]", "{set: {status: closed}}", when="\n      status: {equals: open}")
+    assert problems(TEXT + rule) == []
+
+
 def test_the_wrong_case_type_is_named() -> None:
     """A flow for another case type than the integration's would never do anything."""
     assert problems(case_type="public-toilet-fault")[0].startswith("flow.yaml:3: case_type: ")
