@@ -62,7 +62,7 @@ def main() -> int:
     versions = {"python": platform.python_version(), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     found = Found()
     if "P10" in options.ids:
-        found.rows.append(bench_mapping.measure(_MAPPING_ROUNDS))
+        found.rows.extend(bench_mapping.measure(_MAPPING_ROUNDS))
     wanted = [name for name in ON_SERVERS if name in options.ids]
     if wanted and not machine.CAN_MEASURE:
         sys.stderr.write(f"{', '.join(wanted)} need Linux: they read another process's clock\n")
