@@ -13,8 +13,9 @@ import os
 import platform
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from rich.console import Console
@@ -22,7 +23,16 @@ from rich.table import Table
 
 from gateway.dev.stack import PROJECT, start_stack
 from gateway.dev.state import State
-from tests.load import bench_changes, bench_lookups, bench_mapping, bench_misses, bench_outages, machine, sampler
+from tests.load import (
+    bench_changes,
+    bench_lookups,
+    bench_mapping,
+    bench_misses,
+    bench_outages,
+    bench_streams,
+    machine,
+    sampler,
+)
 from tests.load.bench import Bench
 from tests.load.comparison import Row, as_json, meets, spread, value, verdict
 from tests.load.council import establish
@@ -37,6 +47,7 @@ ON_SERVERS: Mapping[str, Measure] = {
     "P3": bench_misses.all_misses,
     "P4": bench_misses.one_cold_key,
     "P6": bench_outages.outages,
+    "P7": bench_streams.applying,
     "P5": bench_changes.changing,
 }
 
@@ -54,7 +65,19 @@ _POSTCODES = 22_500
 _TIMES = 16
 _MAPPING_ROUNDS = 15
 _PROFILED = ("P1", "P2", "P3", "P5")
-_PACKAGES = ("aiohttp", "asyncpg", "redis", "aiocache", "fastapi", "fastapi-cache2", "uvicorn", "uvloop", "orjson")
+_PACKAGES = (
+    "aiohttp",
+    "aiokafka",
+    "asyncpg",
+    "redis",
+    "aiocache",
+    "fastapi",
+    "fastapi-cache2",
+    "uvicorn",
+    "uvloop",
+    "orjson",
+    "faststream",
+)
 
 
 def main() -> int:
@@ -67,7 +90,7 @@ def main() -> int:
     if wanted and not machine.CAN_MEASURE:
         sys.stderr.write(f"{', '.join(wanted)} need Linux: they read another process's clock\n")
     elif wanted:
-        versions |= {package: version(package) for package in _PACKAGES}
+        versions |= _installed()
         _measure(wanted, options, versions, found)
     found.rows.sort(key=lambda row: int(row.id[1:]))
     found.notes.sort(key=lambda note: note[0])
@@ -81,6 +104,15 @@ def main() -> int:
     for reason in found.unfit:
         sys.stderr.write(f"✗ {reason}\n")
     return 0 if not found.unfit and all(meets(row, row.must) for row in found.rows) else 1
+
+
+def _installed() -> dict[str, str]:
+    """The versions of what takes part; a peer that is not installed has none, and no row."""
+    found = {}
+    for package in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 def _options() -> argparse.Namespace:

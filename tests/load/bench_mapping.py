@@ -23,6 +23,7 @@ from streams.mapping.declaration import RecipientDeclaration
 from tests.load.comparison import Comparison
 
 EVENTS = 20_000
+CASE_TYPE = "bench"
 Forward = Callable[[dict[str, Any]], dict[str, Any]]
 
 _TEXTS = {
@@ -168,11 +169,13 @@ _CONVERSIONS = (
 )
 
 
-def declared(*, is_converting: bool = False) -> Mapping:
-    """The mapping from a file such as a council writes."""
-    charsets = {"summary": ", charset: windows-1252"} if is_converting else {}
+def declared(*, is_converting: bool = False, is_personal: bool = False) -> Mapping:
+    """The mapping from a file such as a council writes; `is_personal`: who reports is sealed, and marked so."""
+    more = {"summary": ", charset: windows-1252"} if is_converting else {}
+    if is_personal:
+        more |= {to: ", pii: true" for to, (path, _) in _TEXTS.items() if path.startswith("submitter.")}
     rows = [
-        f"  - {{to: {to}, from: {path}, max_chars: {longest}{charsets.get(to, '')}}}"
+        f"  - {{to: {to}, from: {path}, max_chars: {longest}{more.get(to, '')}}}"
         for to, (path, longest) in _TEXTS.items()
     ]
     rows += [f"  - {{to: {to}, from: {path}, type: number}}" for to, path in _NUMBERS.items()]
@@ -182,10 +185,10 @@ def declared(*, is_converting: bool = False) -> Mapping:
         "recipient: bench\ntitle: Bench\nkind: postgres\nconnection: BENCH\ntable: job\n"
         "columns: {key: ref, version: rev, id: no}\nfields:\n" + "\n".join(rows)
     )
-    return Mapping.compile(RecipientDeclaration.parse(Path("bench.yaml"), text), _case_type())
+    return Mapping.compile(RecipientDeclaration.parse(Path("bench.yaml"), text), _case_type(is_personal=is_personal))
 
 
-def _case_type() -> CaseType:
+def _case_type(*, is_personal: bool) -> CaseType:
     schema: dict[str, Any] = {"type": "object", "properties": {"status": {"enum": ["open"]}}}
     kinds = {str: "string", float: "number", int: "integer"}
     for name, value in CASE.items():
@@ -195,7 +198,8 @@ def _case_type() -> CaseType:
         elif name != "status":
             schema["properties"][name] = {"type": "string"}
     schema["properties"]["reported_at"] = {"type": "string", "format": "date-time"}
-    return CaseType("bench", schema)
+    schema["properties"]["submitter"]["x-personal"] = is_personal
+    return CaseType(CASE_TYPE, schema)
 
 
 def measure(rounds: int) -> list[Comparison]:

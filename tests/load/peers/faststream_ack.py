@@ -1,0 +1,34 @@
+"""FastStream with one message a call, acknowledged after the handler.
+
+https://faststream.ag2.ai/latest/kafka/Subscriber/ and https://faststream.ag2.ai/latest/kafka/ack/
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from faststream import AckPolicy, FastStream
+from faststream.kafka import KafkaBroker
+
+from tests.load.peers.job_table import GROUP, KAFKA, TOPIC, JobTable, job_table
+from tests.load.streams_start import wait_for_start
+
+broker = KafkaBroker(KAFKA, logger=None)
+tables: list[JobTable] = []
+
+
+@broker.subscriber(TOPIC, group_id=GROUP, auto_offset_reset="earliest", ack_policy=AckPolicy.ACK)
+async def take(body: dict[str, Any]) -> None:
+    await tables[0].apply([body])
+
+
+async def main() -> None:
+    async with job_table() as table:
+        tables.append(table)
+        await FastStream(broker, logger=None).run()
+
+
+if __name__ == "__main__":
+    wait_for_start()
+    asyncio.run(main())
