@@ -131,6 +131,7 @@ def add_pages(app: web.Application, context: Operated) -> None:
             web.get("/flow", _flow),
             web.get("/cases", _cases),
             web.get("/parked", _parked),
+            web.get("/parked/case", _parked_case),
             web.get("/effects", _effects),
             web.get("/rejects", _rejects),
             web.get("/audit", _audit),
@@ -279,9 +280,42 @@ async def _parked(request: web.Request) -> web.Response:
     return _show(request, "operator_parked.html", title="Parked cases", here="parked", rows=rows, strays=strays)
 
 
+async def _parked_case(request: web.Request) -> web.Response:
+    """Why one case is parked at one group, what waits there, and what was given up before."""
+    group, case_id = request.query.get("group", "")[:_LONGEST], _uuid(request.query.get("id", ""))
+    row, events, dropped = None, [], []
+    if _plain(group) and case_id is not None:
+        async with (
+            request.app[_PAGES].pool.acquire(timeout=_QUERY_S) as connection,
+            connection.transaction(isolation="repeatable_read", readonly=True),
+        ):
+            row = await connection.fetchrow(QUERIES["parked_case"], group, case_id, timeout=_QUERY_S)
+            events = await connection.fetch(QUERIES["parked_events"], group, case_id, 200, timeout=_QUERY_S)
+            dropped = await connection.fetch(QUERIES["dropped_events"], group, case_id, 200, timeout=_QUERY_S)
+    response = _show(
+        request,
+        "operator_parked_case.html",
+        title="A parked case",
+        here="parked",
+        row=row,
+        events=events,
+        dropped=dropped,
+    )
+    if row is None and not dropped:
+        response.set_status(404)
+    return response
+
+
 async def _rejects(request: web.Request) -> web.Response:
     silos = await read_rejects(request.app[_PAGES].pool, limit=500, timeout_s=_QUERY_S)
     return _show(request, "operator_rejects.html", title="Rejected rows", here="rejects", silos=silos)
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
 
 
 def _plain(text: str) -> bool:

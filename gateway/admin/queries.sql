@@ -52,6 +52,20 @@ select k.consumer_group, k.case_id, c.reference, k.stage, k.field, k.reason, k.a
 from parked_key k left join cases c on c.id = k.case_id
 order by k.parked_at desc limit $1
 
+-- name: parked_case
+select k.consumer_group, k.case_id, c.reference, k.topic, k.partition, k.stage, k.field, k.reason, k.attempts,
+       k.parked_at, k.resume_requested, k.resume_until, k.requested_by
+from parked_key k left join cases c on c.id = k.case_id
+where k.consumer_group = $1 and k.case_id = $2
+
+-- name: parked_events
+select position, version, event_type, topic, partition, record_offset, octet_length(value) as bytes, parked_at
+from parked_event where consumer_group = $1 and case_id = $2 order by position limit $3
+
+-- name: dropped_events
+select position, version, event_type, topic, partition, record_offset, dropped_at, actor, reason
+from dropped_event where consumer_group = $1 and case_id = $2 order by position desc limit $3
+
 -- name: strays
 select consumer_group, topic, partition, record_offset, stage, field, reason, seen_at
 from stray_record order by seen_at desc limit $1
