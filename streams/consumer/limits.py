@@ -55,6 +55,7 @@ class ConsumerLimits:
     bytes: int = 32 * 1024 * 1024
     fetch_bytes: int = 8 * 1024 * 1024
     partition_events: int = 5_000
+    known_cases: int = 50_000
     parallel: int = 32
     batch_events: int = 500
     handler_timeout_s: float = 60.0

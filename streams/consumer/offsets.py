@@ -1,6 +1,9 @@
 """Which records of a partition are settled, and how far that may be told to Kafka: only without gaps."""
 
 from collections import deque
+from uuid import UUID
+
+Mark = UUID | bytes | None
 
 
 class Watermark:
@@ -12,8 +15,9 @@ class Watermark:
 
     def __init__(self) -> None:
         self._unsettled: deque[tuple[int, float]] = deque()
-        self._ahead: set[int] = set()
+        self._ahead: dict[int, Mark] = {}
         self._highest: int | None = None
+        self._last: tuple[int, Mark] | None = None
 
     def deliver(self, offset: int, at: float) -> bool:
         """Notes a record handed over at the time `at`; False if this or a later one was delivered before."""
@@ -23,13 +27,17 @@ class Watermark:
         self._unsettled.append((offset, at))
         return True
 
-    def settle(self, offset: int) -> None:
-        """Notes that a delivered record needs nothing more. To settle one twice changes nothing."""
+    def settle(self, offset: int, mark: Mark = None) -> None:
+        """Notes that a delivered record needs nothing more. To settle one twice changes nothing.
+
+        `mark` tells the record from another at its offset; it is kept no longer than it may become `last`.
+        """
         if not self._unsettled or offset < self._unsettled[0][0]:
             return
-        self._ahead.add(offset)
+        self._ahead[offset] = mark
         while self._unsettled and self._unsettled[0][0] in self._ahead:
-            self._ahead.discard(self._unsettled.popleft()[0])
+            first = self._unsettled.popleft()[0]
+            self._last = (first, self._ahead.pop(first))
 
     @property
     def committable(self) -> int | None:
@@ -37,6 +45,11 @@ class Watermark:
         if self._unsettled:
             return self._unsettled[0][0]
         return None if self._highest is None else self._highest + 1
+
+    @property
+    def last(self) -> tuple[int, Mark] | None:
+        """Offset and mark of the last record before `committable`; None while none is settled."""
+        return self._last
 
     @property
     def oldest_at(self) -> float | None:

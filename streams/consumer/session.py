@@ -2,29 +2,32 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, ConsumerRecord, TopicPartition
-from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaError
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError
 
-from streams.consumer import fence
+from streams.consumer import fence, position
+from streams.consumer.assigned import Assigned
+from streams.consumer.client import group_client
 from streams.consumer.dispatch import Dispatcher
 from streams.consumer.fence import Fence
 from streams.consumer.fuse import Fuse
 from streams.consumer.handlers import BatchHandler, CaseHandler, TakesPartitions
+from streams.consumer.inbox import Inbox
+from streams.consumer.intake import Admitted, Intake
 from streams.consumer.lanes import Item, Lanes, Stray
 from streams.consumer.limits import ConsumerLimits
-from streams.consumer.offsets import Watermark
 from streams.consumer.parking import Parking
+from streams.consumer.position import Start, mark_of
 from streams.consumer.resuming import Resumer
 from streams.errors import Fenced, Misconfigured
 from streams.events import case_of, read_record
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
+from streams.outages import DATABASE_ERRORS
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)
@@ -39,14 +42,6 @@ _CLOSE_AT_ONCE_S = 2.0
 
 class DrainExceeded(Exception):
     """Work that was begun did not end within the budget of a rebalance."""
-
-
-@dataclass(slots=True)
-class _Partition:
-    """What is known of an assigned partition."""
-
-    watermark: Watermark = field(default_factory=Watermark)
-    committed: int | None = None
 
 
 class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has no types
@@ -88,8 +83,11 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             fuse=fuse,
         )
         self._resumer = Resumer(self._dispatcher, self._parking, group=group, every_s=limits.resume_every_s)
-        self._kafka = _client(bootstrap, group, client_id, limits)
-        self._partitions: dict[int, _Partition] = {}
+        self._inbox = Inbox(pool, group, topic, timeout_s=limits.call_timeout_s)
+        self._intake = Intake(self._inbox, metrics, group=group, cases=limits.known_cases)
+        self._bootstrap = bootstrap
+        self._kafka = group_client(bootstrap, group, client_id, limits)
+        self._partitions: dict[int, Assigned] = {}
         self._assignment = 0
         self._to_open = asyncio.Event()
         self._room = asyncio.Event()
@@ -152,14 +150,18 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 self._failed.set()
             else:
                 await self._commit()
+        except Fenced:
+            # The next owner was faster: what was not noted, it handles again.
+            log.warning("consumer.fenced_at_revocation", extra={"group": self._group})
         finally:
             self._partitions.clear()
             self._dispatcher.forget()
+            self._intake.forget()
 
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Notes the partitions; none is read before its fence stands (`_open_partitions`)."""
         self._assignment += 1
-        self._partitions = {partition.partition: _Partition() for partition in assigned}
+        self._partitions = {partition.partition: Assigned() for partition in assigned}
         self._metrics.rebalances.labels(self._group).inc()
         self._to_open.set()
 
@@ -172,7 +174,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             if not partitions or self._stopping:
                 continue
             try:
-                held, parked = await self._take_over(partitions)
+                held, starts, parked = await self._take_over(partitions)
             except (Fenced, Misconfigured):
                 raise
             # Whatever the hook or the database did, nothing is handed out until it works; only the class is told.
@@ -184,17 +186,40 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 continue
             attempts = 0
             if assignment == self._assignment and not self._stopping:
+                for number, start in starts.items():
+                    self._kafka.seek(TopicPartition(self._topic, number), start.offset)
+                    self._partitions[number].start = start.offset
                 self._dispatcher.epochs.update(held.epochs)
                 self._dispatcher.parked.update(parked)
                 self._dispatcher.open()
                 self._room.set()
 
-    async def _take_over(self, partitions: Sequence[int]) -> tuple[Fence, set[UUID]]:
-        held = await fence.bump(self._pool, self._group, self._topic, partitions, timeout_s=self._limits.call_timeout_s)
+    async def _take_over(self, partitions: Sequence[int]) -> tuple[Fence, Mapping[int, Start], set[UUID]]:
+        limit_s = self._limits.call_timeout_s
+        held = await fence.bump(self._pool, self._group, self._topic, partitions, timeout_s=limit_s)
+        reach("consumer.after_bump")
         if isinstance(self._handler, TakesPartitions):
             async with asyncio.timeout(self._limits.handler_timeout_s):
                 await self._handler.on_assigned(held)
-        return held, await self._parking.parked(partitions)
+        reach("consumer.after_register")
+        starts = await self._find_starts(held)
+        return held, starts, await self._parking.parked(partitions)
+
+    async def _find_starts(self, held: Fence) -> Mapping[int, Start]:
+        """Where to go on. Kafka's own offset counts only for a partition that was never noted here."""
+        limit_s = self._limits.call_timeout_s
+        noted = await position.stored(self._pool, held, timeout_s=limit_s)
+        async with asyncio.timeout(limit_s):
+            committed = {
+                number: await self._kafka.committed(TopicPartition(self._topic, number))
+                for number in held.epochs
+                if number not in noted
+            }
+        starts = await position.find_starts(self._bootstrap, self._topic, noted, committed, timeout_s=limit_s)
+        await position.restart(self._pool, held, starts, timeout_s=limit_s)
+        for start in starts.values():
+            self._metrics.positions.labels(self._group, start.outcome).inc()
+        return starts
 
     async def _fetch(self) -> None:
         while True:
@@ -205,14 +230,32 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 await set_within(self._room, _POLL_S)
                 continue
             room = min(_FETCH_EVENTS, self._limits.events - self._lanes.events)
-            fetched = await self._kafka.getmany(*readable, timeout_ms=int(_POLL_S * 1000), max_records=room)
+            try:
+                fetched = await self._kafka.getmany(*readable, timeout_ms=int(_POLL_S * 1000), max_records=room)
+            except NoOffsetForPartitionError:
+                # Kafka has no offset of this group yet; where to begin was found out and sought by ourselves.
+                continue
             if not fetched:
                 continue
             reach("consumer.after_fetch")
-            for records in fetched.values():
-                for record in records:
-                    self._take_in(record)
-            self._dispatcher.wake.set()
+            assignment = self._assignment
+            items = [item for records in fetched.values() for record in records if (item := self._read(record))]
+            admitted = await self._admit(items)
+            # What was revoked meanwhile will be delivered again, here or elsewhere.
+            if assignment == self._assignment:
+                self._take_in(admitted)
+
+    async def _admit(self, items: Sequence[Item]) -> Admitted:
+        """Asks the inbox until it answers; while it does not, Kafka still hears of this member."""
+        attempts = 0
+        while True:
+            try:
+                return await self._intake.admit(items)
+            except DATABASE_ERRORS as error:
+                log.warning("consumer.inbox_away", extra={"group": self._group, "error": type(error).__name__})
+            await self._kafka.getmany(_NOTHING, timeout_ms=0)
+            await asyncio.sleep(self._limits.retry.delay_s(attempts))
+            attempts += 1
 
     def _readable(self) -> list[TopicPartition]:
         """The partitions to read from now: back-pressure is to leave out those that have enough here."""
@@ -220,6 +263,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             not self._dispatcher.is_open
             or self._lanes.events >= self._limits.events
             or self._lanes.bytes >= self._limits.bytes
+            or self._intake.is_full
         ):
             return []
         return [
@@ -228,24 +272,41 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             if number in self._dispatcher.epochs and partition.watermark.held < self._limits.partition_events
         ]
 
-    def _take_in(self, record: ConsumerRecord) -> None:
+    def _read(self, record: ConsumerRecord) -> Item | None:
+        """The record as an item; None when its partition does not stand yet, or it was delivered before."""
         partition = self._partitions.get(record.partition)
         now = asyncio.get_running_loop().time()
-        if partition is None or not partition.watermark.deliver(record.offset, now):
-            return
+        # Not open: fetched across a rebalance, from where Kafka thought we were. It is sought anew before it opens.
+        if partition is None or record.partition not in self._dispatcher.epochs:
+            return None
+        if not partition.watermark.deliver(record.offset, now):
+            return None
         event, problem = read_record(record.key, record.value, record.headers)
         size = len(record.value or b"") + sum(len(name) + len(text or b"") for name, text in record.headers)
-        item = Item(record.partition, record.offset, record.key, record.headers, record.value, size, event, problem)
-        case_id = event.case_id if event is not None else case_of(record.key)
-        self._lanes.add(case_id or Stray(record.partition, record.offset), item)
+        return Item(record.partition, record.offset, record.key, record.headers, record.value, size, event, problem)
+
+    def _take_in(self, admitted: Admitted) -> None:
+        self._intake.remember(admitted)
+        for item in admitted.new:
+            case_id = item.event.case_id if item.event is not None else case_of(item.key)
+            self._lanes.add(case_id or Stray(item.partition, item.offset), item)
+        if admitted.again:
+            self._metrics.events.labels(self._group, "duplicate").inc(len(admitted.again))
+            self._move_watermarks(admitted.again)
+        self._dispatcher.wake.set()
 
     def _settled(self, items: Iterable[Item], outcome: str) -> None:
         del outcome  # done, or kept in Postgres: both are behind us
+        items = list(items)
+        self._intake.settle(items)
+        self._move_watermarks(items)
+        self._room.set()
+
+    def _move_watermarks(self, items: Iterable[Item]) -> None:
         for item in items:
             partition = self._partitions.get(item.partition)
             if partition is not None:
-                partition.watermark.settle(item.offset)
-        self._room.set()
+                partition.watermark.settle(item.offset, mark_of(item))
 
     async def _commit_regularly(self) -> None:
         while True:
@@ -254,27 +315,38 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             self._take_census()
 
     async def _commit(self) -> None:
-        """Tells Kafka how far everything is settled. A failure is no loss: the next one tells the same or more."""
-        due: dict[TopicPartition, int] = {}
-        for number, partition in self._partitions.items():
-            offset = partition.watermark.committable
-            if offset is not None and offset != partition.committed:
-                due[TopicPartition(self._topic, number)] = offset
-        if not due:
-            return
-        states = {each: self._partitions[each.partition] for each in due}
+        """Notes how far everything is settled, then tells Kafka. A failure is no loss: the next one tells the same.
+
+        The gateway's database first: the position there is the one that counts, and it moves together with the inbox.
+        """
+        seen = self._intake.due
+        states = dict(self._partitions)
+        due = {n: now for n, each in states.items() if (now := each.position) is not None and now != each.noted}
         reach("consumer.before_commit")
         try:
-            async with asyncio.timeout(self._limits.call_timeout_s):
-                await self._kafka.commit(due)
-        except (KafkaError, OSError, TimeoutError) as error:
+            if due or seen:
+                held = self._dispatcher.fence({*due, *(partition for partition, _ in seen.values())})
+                await self._inbox.advance({case_id: version for case_id, (_, version) in seen.items()}, due, held)
+                self._intake.noted(seen)
+                for number, each in due.items():
+                    states[number].noted = each
+            reach("consumer.after_inbox")
+            await self._tell(states)
+        except (KafkaError, *DATABASE_ERRORS) as error:
             self._metrics.commits.labels(self._group, "failed").inc()
             log.warning("consumer.commit_failed", extra={"group": self._group, "error": type(error).__name__})
+
+    async def _tell(self, states: Mapping[int, Assigned]) -> None:
+        offsets = {number: to_tell for number, each in states.items() if (to_tell := each.to_tell) is not None}
+        offsets = {number: offset for number, offset in offsets.items() if offset != states[number].told}
+        if not offsets:
             return
+        async with asyncio.timeout(self._limits.call_timeout_s):
+            await self._kafka.commit({TopicPartition(self._topic, number): each for number, each in offsets.items()})
         reach("consumer.after_commit")
         self._metrics.commits.labels(self._group, "done").inc()
-        for each, offset in due.items():
-            states[each].committed = offset
+        for number, offset in offsets.items():
+            states[number].told = offset
 
     def _take_census(self) -> None:
         now = asyncio.get_running_loop().time()
@@ -288,24 +360,3 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
     async def _end_when_failed(self) -> None:
         await self._failed.wait()
         raise DrainExceeded
-
-
-def _client(bootstrap: str, group: str, client_id: str, limits: ConsumerLimits) -> AIOKafkaConsumer:
-    sessions = limits.sessions
-    return AIOKafkaConsumer(
-        bootstrap_servers=bootstrap,
-        client_id=client_id,
-        group_id=group,
-        enable_auto_commit=False,
-        auto_offset_reset="earliest",
-        # Exactly one: with several, aiokafka joins once for each of them.
-        partition_assignment_strategy=(RoundRobinPartitionAssignor,),
-        session_timeout_ms=sessions.session_ms,
-        heartbeat_interval_ms=sessions.heartbeat_ms,
-        rebalance_timeout_ms=sessions.rebalance_ms,
-        max_poll_interval_ms=sessions.max_poll_ms,
-        request_timeout_ms=sessions.request_ms,
-        metadata_max_age_ms=30_000,
-        fetch_max_bytes=limits.fetch_bytes,
-        max_partition_fetch_bytes=min(limits.fetch_bytes, 1024 * 1024),
-    )

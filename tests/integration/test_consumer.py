@@ -209,6 +209,7 @@ async def test_what_is_parked_during_a_stop_is_committed(bench: Bench) -> None:
         "consumer.before_park",
         "consumer.after_park",
         "consumer.before_commit",
+        "consumer.after_inbox",
         "consumer.after_commit",
     ],
 )

@@ -1,0 +1,27 @@
+"""What is known of a partition while it is assigned."""
+
+from dataclasses import dataclass, field
+
+from streams.consumer.offsets import Watermark
+from streams.consumer.position import Position, sha256_of
+
+
+@dataclass(slots=True)
+class Assigned:
+    """How far a partition is settled, what of that is noted in the gateway's database, and what Kafka was told."""
+
+    watermark: Watermark = field(default_factory=Watermark)
+    start: int | None = None
+    noted: Position | None = None
+    told: int | None = None
+
+    @property
+    def position(self) -> Position | None:
+        """How far it is settled; None while nothing is."""
+        offset, last = self.watermark.committable, self.watermark.last
+        return Position(offset, last[0], sha256_of(last[1])) if offset is not None and last is not None else None
+
+    @property
+    def to_tell(self) -> int | None:
+        """The offset that Kafka has to know: where it began, until the position has moved."""
+        return self.start if self.noted is None else self.noted.next_offset
