@@ -322,6 +322,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         seen = self._intake.due
         states = dict(self._partitions)
         due = {n: now for n, each in states.items() if (now := each.position) is not None and now != each.noted}
+        if not due and not seen and all(each.to_tell == each.told for each in states.values()):
+            return
         reach("consumer.before_commit")
         try:
             if due or seen:
