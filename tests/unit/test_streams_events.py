@@ -52,6 +52,7 @@ def test_the_cloudevents_package_reads_our_records() -> None:
     assert cloud.get_time() == event.at
     assert cloud.get_subject() == event.reference
     assert cloud.get_datacontenttype() == "application/json"
+    assert cloud.get_dataschema() == "urn:silogate:case-event:public-toilet-problem:v1"
     assert cloud.get_extension("partitionkey") == str(event.case_id)
     assert cloud.get_extension("sequence") == "0000000000000000003"
     assert cloud.get_extension("correlationid") == event.correlation_id
