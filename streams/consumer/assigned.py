@@ -25,3 +25,15 @@ class Assigned:
     def to_tell(self) -> int | None:
         """The offset that Kafka has to know: where it began, until the position has moved."""
         return self.start if self.noted is None else self.noted.next_offset
+
+    @property
+    def settled_to(self) -> int | None:
+        """The offset of the first record that still needs something; None before the partition is opened."""
+        offset = self.watermark.committable
+        return self.start if offset is None else offset
+
+    @property
+    def fetched_to(self) -> int | None:
+        """The offset after the newest record that came; None before the partition is opened."""
+        highest = self.watermark.highest
+        return self.start if highest is None else highest + 1

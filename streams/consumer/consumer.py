@@ -11,6 +11,7 @@ from streams.consumer.fuse import Fuse, FuseBlown
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, Retry
 from streams.consumer.session import DrainExceeded, Session
+from streams.consumer.watchdog import Stalled
 from streams.errors import Fenced, Misconfigured
 from streams.metrics import StreamMetrics
 from streams.waiting import set_within
@@ -19,7 +20,8 @@ log = logging.getLogger(__name__)
 
 _REBUILD = Retry(first_delay_s=0.5, longest_delay_s=15.0)
 _STEADY_S = 60.0
-_MENDABLE = (KafkaError, OSError, TimeoutError, DrainExceeded, Fenced)
+_MENDABLE = (KafkaError, OSError, TimeoutError, DrainExceeded, Fenced, Stalled)
+_MOST_STALLS = 3
 
 
 class Consumer:
@@ -51,6 +53,7 @@ class Consumer:
         self._metrics = metrics
         self._limits = limits or ConsumerLimits()
         self._client_id = client_id or f"silogate-{group}"
+        self._stalls = 0
         self._fuse = None if self._limits.fuse is None else Fuse(self._limits.fuse)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -58,7 +61,8 @@ class Consumer:
 
         Cancelling it leaves at once. When Kafka is away or another process took a partition over, it joins afresh.
         Raises Misconfigured when no event can succeed until a person acts (FuseBlown when most cases fail: then it may
-        be run again), and whatever is a fault of its own.
+        be run again), Stalled when three memberships in a row had events to fetch and fetched none, and whatever is a
+        fault of its own.
         """
         attempts = 0
         loop = asyncio.get_running_loop()
@@ -96,10 +100,22 @@ class Consumer:
         try:
             await session.run(stop)
         except _MENDABLE as error:
-            return error
+            return self._judged(error, session)
         except BaseExceptionGroup as group:
-            return _mendable(group)
+            return self._judged(_mendable(group), session)
         return None
+
+    def _judged(self, error: BaseException, session: Session) -> BaseException:
+        """The error; raises it when it is a stall and building anew has not helped."""
+        if session.has_moved:
+            self._stalls = 0
+        if isinstance(error, Stalled):
+            self._stalls += 1
+            self._metrics.stalls.labels(self._group).inc()
+            log.error("consumer.stalled", extra={"group": self._group, "reason": str(error)})
+            if self._stalls >= _MOST_STALLS:
+                raise error
+        return error
 
     def _note(self, error: BaseException) -> None:
         if isinstance(error, Fenced):

@@ -63,6 +63,8 @@ class ConsumerLimits:
     commit_every_s: float = 1.0
     resume_every_s: float = 1.0
     call_timeout_s: float = 10.0
+    stall_s: float = 60.0
+    watch_every_s: float = 5.0
     retry: Retry = field(default_factory=Retry)
     fuse: FuseLimits | None = None
     sessions: SessionTimeouts = field(default_factory=SessionTimeouts)

@@ -47,6 +47,11 @@ class Watermark:
         return None if self._highest is None else self._highest + 1
 
     @property
+    def highest(self) -> int | None:
+        """The newest offset that was delivered."""
+        return self._highest
+
+    @property
     def last(self) -> tuple[int, Mark] | None:
         """Offset and mark of the last record before `committable`; None while none is settled."""
         return self._last

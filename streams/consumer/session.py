@@ -23,6 +23,7 @@ from streams.consumer.limits import ConsumerLimits
 from streams.consumer.parking import Parking
 from streams.consumer.position import Start, mark_of
 from streams.consumer.resuming import Resumer
+from streams.consumer.watchdog import Watchdog
 from streams.errors import Fenced, Misconfigured
 from streams.events import case_of, read_record
 from streams.failpoints import reach
@@ -87,12 +88,20 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         self._intake = Intake(self._inbox, metrics, group=group, cases=limits.known_cases)
         self._bootstrap = bootstrap
         self._kafka = group_client(bootstrap, group, client_id, limits)
+        self._watchdog = Watchdog(
+            self._kafka, topic, group=group, limits=limits, metrics=metrics, clock=asyncio.get_running_loop().time
+        )
         self._partitions: dict[int, Assigned] = {}
         self._assignment = 0
         self._to_open = asyncio.Event()
         self._room = asyncio.Event()
         self._failed = asyncio.Event()
         self._stopping = False
+
+    @property
+    def has_moved(self) -> bool:
+        """Whether it ever fetched anything."""
+        return self._watchdog.has_moved
 
     async def run(self, stop: asyncio.Event) -> None:
         """Consumes until `stop` is set; then ends what was begun, commits and leaves. Cancelling it leaves at once."""
@@ -118,6 +127,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                     self._resumer.run(),
                     self._commit_regularly(),
                     self._end_when_failed(),
+                    self._watchdog.run(self._partitions, lambda: self._dispatcher.is_open or self._stopping),
                 )
             ]
             await stop.wait()
@@ -143,6 +153,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Ends what was begun and commits, before anybody else may have the partitions. aiokafka swallows errors."""
         del revoked  # it takes all of them away, always
+        self._watchdog.turned()
         # At once, so that a take-over that is under way cannot open the gate while this waits.
         self._assignment += 1
         try:
@@ -161,7 +172,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
         """Notes the partitions; none is read before its fence stands (`_open_partitions`)."""
         self._assignment += 1
-        self._partitions = {partition.partition: Assigned() for partition in assigned}
+        self._partitions.clear()
+        self._partitions.update({partition.partition: Assigned() for partition in assigned})
+        self._watchdog.turned()
         self._metrics.rebalances.labels(self._group).inc()
         self._to_open.set()
 
@@ -182,6 +195,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 log.warning("consumer.not_opened", extra={"group": self._group, "error": type(error).__name__})
                 await asyncio.sleep(self._limits.retry.delay_s(attempts))
                 attempts += 1
+                self._watchdog.turned()
                 self._to_open.set()
                 continue
             attempts = 0
@@ -191,6 +205,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                     self._partitions[number].start = start.offset
                 self._dispatcher.epochs.update(held.epochs)
                 self._dispatcher.parked.update(parked)
+                self._watchdog.turned()
                 self._dispatcher.open()
                 self._room.set()
 
@@ -224,6 +239,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
     async def _fetch(self) -> None:
         while True:
             readable = self._readable()
+            self._watchdog.polled(wanted=bool(readable))
             if not readable:
                 self._room.clear()
                 await self._kafka.getmany(_NOTHING, timeout_ms=0)
@@ -237,6 +253,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 continue
             if not fetched:
                 continue
+            self._watchdog.fetched()
             reach("consumer.after_fetch")
             assignment = self._assignment
             items = [item for records in fetched.values() for record in records if (item := self._read(record))]
@@ -254,6 +271,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             except DATABASE_ERRORS as error:
                 log.warning("consumer.inbox_away", extra={"group": self._group, "error": type(error).__name__})
             await self._kafka.getmany(_NOTHING, timeout_ms=0)
+            self._watchdog.polled(wanted=False)
             await asyncio.sleep(self._limits.retry.delay_s(attempts))
             attempts += 1
 
