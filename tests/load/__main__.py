@@ -64,7 +64,7 @@ class Found:
 _POSTCODES = 22_500
 _TIMES = 16
 _MAPPING_ROUNDS = 15
-_PROFILED = ("P1", "P2", "P3", "P5")
+_PROFILED = ("P1", "P2", "P3", "P5", "P7")
 _PACKAGES = (
     "aiohttp",
     "aiokafka",

@@ -115,12 +115,14 @@ async def measured(bench: Bench, name: str, work: Work) -> Run:
 
 
 async def _timed(bench: Bench, name: str, work: Work, session: asyncpg.Connection) -> Run:
-    module = OURS if name == "ours" else f"tests.load.peers.{_PEERS[name]}"
+    module = [OURS if name == "ours" else f"tests.load.peers.{_PEERS[name]}"]
+    if (profile := bench.profile_of(name)) is not None:
+        module = ["tests.load.sampler", str(profile), *module]
     log = bench.council.root / f"{name}.log"
     environment = {"PYTHONPATH": _path(), **work.environment(f"bench.{name}.{secrets.token_hex(4)}")}
     with log.open("ab") as errors, bench.cores.of_the_server():
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", module),
+            *(sys.executable, "-m", *module),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,
