@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import asyncpg
 from aiokafka.errors import KafkaError
 
+from streams import recovery
 from streams.consumer.fuse import Fuse, FuseBlown
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, Retry
@@ -14,13 +15,15 @@ from streams.consumer.session import DrainExceeded, Session
 from streams.consumer.watchdog import Stalled
 from streams.errors import Fenced, Misconfigured
 from streams.metrics import StreamMetrics
+from streams.outages import DATABASE_ERRORS
+from streams.recovery import Shut
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)
 
 _REBUILD = Retry(first_delay_s=0.5, longest_delay_s=15.0)
 _STEADY_S = 60.0
-_MENDABLE = (KafkaError, OSError, TimeoutError, DrainExceeded, Fenced, Stalled)
+_MENDABLE = (KafkaError, OSError, TimeoutError, DrainExceeded, Fenced, Shut, Stalled)
 _MOST_STALLS = 3
 
 
@@ -31,6 +34,9 @@ class Consumer:
     one case one at a time and in order; an offset is committed only when everything before it is settled. A case that
     fails waits with growing delays while the others flow, and is parked in `pool`'s database at the limit, after which
     `streams.consumer.replay.resume` brings it back. Memory is bounded by `limits`.
+
+    With `detects_restore` an event of a case version that `pool`'s database does not know shuts the gateway
+    (`streams.recovery`), and the consumer waits until it is shut no more.
     """
 
     def __init__(
@@ -44,6 +50,7 @@ class Consumer:
         metrics: StreamMetrics,
         limits: ConsumerLimits | None = None,
         client_id: str | None = None,
+        detects_restore: bool = False,
     ) -> None:
         self._bootstrap = bootstrap
         self._group = group
@@ -53,6 +60,7 @@ class Consumer:
         self._metrics = metrics
         self._limits = limits or ConsumerLimits()
         self._client_id = client_id or f"silogate-{group}"
+        self._detects_restore = detects_restore
         self._stalls = 0
         self._fuse = None if self._limits.fuse is None else Fuse(self._limits.fuse)
 
@@ -69,6 +77,9 @@ class Consumer:
         self._metrics.up.labels(self._group).set(1)
         try:
             while not stop.is_set():
+                await self._until_not_shut(stop)
+                if stop.is_set():
+                    return
                 started = loop.time()
                 error = await self._session(stop)
                 if error is None:
@@ -84,6 +95,16 @@ class Consumer:
         finally:
             self._metrics.up.labels(self._group).set(0)
 
+    async def _until_not_shut(self, stop: asyncio.Event) -> None:
+        """Returns when nothing speaks against handling events, or `stop` is set."""
+        while self._detects_restore and not stop.is_set():
+            try:
+                if await recovery.is_shut(self._pool, timeout_s=self._limits.call_timeout_s) is None:
+                    return
+            except DATABASE_ERRORS as error:
+                log.warning("consumer.shut_unknown", extra={"group": self._group, "error": type(error).__name__})
+            await set_within(stop, self._limits.shut_poll_s)
+
     async def _session(self, stop: asyncio.Event) -> BaseException | None:
         """One membership: None when it was stopped, the error when another membership may mend it."""
         session = Session(
@@ -95,6 +116,7 @@ class Consumer:
             metrics=self._metrics,
             limits=self._limits,
             client_id=self._client_id,
+            detects_restore=self._detects_restore,
             fuse=self._fuse,
         )
         try:

@@ -65,6 +65,7 @@ class ConsumerLimits:
     call_timeout_s: float = 10.0
     stall_s: float = 60.0
     watch_every_s: float = 5.0
+    shut_poll_s: float = 15.0
     retry: Retry = field(default_factory=Retry)
     fuse: FuseLimits | None = None
     sessions: SessionTimeouts = field(default_factory=SessionTimeouts)

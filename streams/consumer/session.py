@@ -9,6 +9,7 @@ import asyncpg
 from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError
 
+from streams import recovery
 from streams.consumer import fence, position
 from streams.consumer.assigned import Assigned
 from streams.consumer.client import group_client
@@ -17,7 +18,7 @@ from streams.consumer.fence import Fence
 from streams.consumer.fuse import Fuse
 from streams.consumer.handlers import BatchHandler, CaseHandler, TakesPartitions
 from streams.consumer.inbox import Inbox
-from streams.consumer.intake import Admitted, Intake
+from streams.consumer.intake import Admitted, Intake, Unknown
 from streams.consumer.lanes import Item, Lanes, Stray
 from streams.consumer.limits import ConsumerLimits
 from streams.consumer.parking import Parking
@@ -29,6 +30,7 @@ from streams.events import case_of, read_record
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
 from streams.outages import DATABASE_ERRORS
+from streams.recovery import Shut
 from streams.waiting import set_within
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         metrics: StreamMetrics,
         limits: ConsumerLimits,
         client_id: str,
+        detects_restore: bool = False,
         fuse: Fuse | None = None,
     ) -> None:
         self._group = group
@@ -85,7 +88,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         )
         self._resumer = Resumer(self._dispatcher, self._parking, group=group, every_s=limits.resume_every_s)
         self._inbox = Inbox(pool, group, topic, timeout_s=limits.call_timeout_s)
-        self._intake = Intake(self._inbox, metrics, group=group, cases=limits.known_cases)
+        self._intake = Intake(
+            self._inbox, metrics, group=group, cases=limits.known_cases, needs_gateway=detects_restore
+        )
         self._bootstrap = bootstrap
         self._kafka = group_client(bootstrap, group, client_id, limits)
         self._watchdog = Watchdog(
@@ -270,6 +275,11 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 return await self._intake.admit(items)
             except DATABASE_ERRORS as error:
                 log.warning("consumer.inbox_away", extra={"group": self._group, "error": type(error).__name__})
+            except Unknown as ahead:
+                detail = {"case_id": str(ahead.case_id), "in_kafka": ahead.version, "in_gateway": ahead.in_gateway}
+                await recovery.shut(self._pool, str(ahead), detail, timeout_s=self._limits.call_timeout_s)
+                log.critical("consumer.gateway_shut", extra={"group": self._group, "reason": str(ahead)})
+                raise Shut(str(ahead)) from None
             await self._kafka.getmany(_NOTHING, timeout_ms=0)
             self._watchdog.polled(wanted=False)
             await asyncio.sleep(self._limits.retry.delay_s(attempts))
