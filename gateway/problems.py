@@ -62,6 +62,7 @@ CODES: Mapping[str, tuple[int, str]] = MappingProxyType(
         "events_unavailable": (503, "The events cannot be read"),
         "storage_unavailable": (503, "The attachment store cannot be reached"),
         "audit_unavailable": (503, "The audit log cannot be written"),
+        "gateway_shut": (503, "Nothing can be changed until the gateway is recovered"),
         "draining": (503, "This process is stopping"),
     }
 )
@@ -94,6 +95,10 @@ _DATABASE_AWAY = (
     asyncpg.InternalClientError,  # what asyncpg 0.32 makes of some connections that are cut
     OSError,
 )
+
+
+# What the database says to each change while it knows less than Kafka does (streams/sql/0002_consumer.sql).
+_SHUT = "SG001"
 
 
 class Problem(Exception):
@@ -163,6 +168,10 @@ def as_problem(error: Exception) -> Problem:
     # asyncio.TimeoutError is an OSError as well, so it is told apart first.
     if isinstance(error, asyncio.TimeoutError):
         return Problem("deadline_exceeded", f"The request took too long. {IN_DOUBT}", headers=_RETRY)
+    if isinstance(error, asyncpg.PostgresError) and error.sqlstate == _SHUT:
+        # not the database's own words: the reason is for operators
+        detail = "The gateway's database was set back. Cases can be read; nothing is taken until an operator has acted."
+        return Problem("gateway_shut", detail, headers={"Retry-After": "60"})
     if isinstance(error, _DATABASE_AWAY) or _is_closed_pool(error):
         return Problem("database_unavailable", "The database cannot be reached. Try again shortly.", headers=_RETRY)
     return Problem("internal_error", "Something went wrong on our side. Quote the correlation id when you report it.")

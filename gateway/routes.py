@@ -23,6 +23,7 @@ _OF_LOOKUP = (
     "deadline_exceeded",
 )
 _OF_DATABASE = ("database_unavailable", "deadline_exceeded", "audit_unavailable")
+_OF_CHANGES = (*_OF_DATABASE, "gateway_shut")
 
 _MIN_AS_OF = Example(MIN_AS_OF, "The answer must be at least as new as this earlier one.", "assets:5f0c91aa:118")
 _IF_MATCH = Example("If-Match", "The version that was read, in quotes.", '"1"', required=True)
@@ -100,7 +101,7 @@ ROUTES: tuple[Route, ...] = (
         success=(201, "CaseReceipt"),
         problems=(
             *_OF_BODY,
-            *_OF_DATABASE,
+            *_OF_CHANGES,
             "missing_idempotency_key",
             "malformed_idempotency_key",
             "idempotency_key_reused",
@@ -136,7 +137,7 @@ ROUTES: tuple[Route, ...] = (
         success=(200, "CaseReceipt"),
         problems=(
             *_OF_BODY,
-            *_OF_DATABASE,
+            *_OF_CHANGES,
             "unknown_case",
             "missing_if_match",
             "malformed_if_match",
@@ -159,7 +160,7 @@ ROUTES: tuple[Route, ...] = (
         policy=_CASES_WRITE,
         rate_class="write",
         success=(201, "CaseReceipt"),
-        problems=(*_OF_BODY, *_OF_DATABASE, "unknown_case", "invalid_document", "case_erased"),
+        problems=(*_OF_BODY, *_OF_CHANGES, "unknown_case", "invalid_document", "case_erased"),
         request="Note",
         audit="case.note",
     ),
@@ -174,7 +175,7 @@ ROUTES: tuple[Route, ...] = (
         rate_class="upload",
         success=(201, "Attachment"),
         problems=(
-            *_OF_DATABASE,
+            *_OF_CHANGES,
             "unknown_case",
             "case_erased",
             "unsupported_media_type",
