@@ -15,7 +15,7 @@ from cache.metrics import CacheMetrics
 from gateway import logs
 from gateway.admin.pages import add_pages
 from gateway.asking import Asking, asking
-from gateway.assembly import Assembly, NotReady, assembled, ensure_changes_topic
+from gateway.assembly import Assembly, NotReady, assembled, ensure_topics
 from gateway.audit import Audit
 from gateway.auth import ApiKeys
 from gateway.blobs import Blobs
@@ -121,7 +121,7 @@ async def _topic_exists(assembly: Assembly) -> None:
     delay_s = 1.0
     while True:
         try:
-            await ensure_changes_topic(assembly)
+            await ensure_topics(assembly)
             return
         except NotReady:
             await asyncio.sleep(delay_s)

@@ -60,12 +60,13 @@ def changes_topic(settings: Settings) -> str:
     return topics.changes_topic(settings.topic_prefix)
 
 
-async def ensure_changes_topic(assembly: Assembly) -> None:
-    """Make the topic of case events if it is not there; raises NotReady while Kafka cannot be used."""
+async def ensure_topics(assembly: Assembly) -> None:
+    """Make the topics of case events and of effects' outcomes; raises NotReady while Kafka cannot be used."""
     settings = assembly.settings
+    names = [assembly.topic, topics.effects_topic(settings.topic_prefix)]
     try:
         await topics.ensure_topics(
-            settings.kafka_bootstrap, [assembly.topic], settings.topic_partitions, settings.topic_replication
+            settings.kafka_bootstrap, names, settings.topic_partitions, settings.topic_replication
         )
     except (KafkaError, OSError, TimeoutError) as error:
         raise NotReady(

@@ -15,7 +15,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 
 from gateway import logs
-from gateway.assembly import Assembly, NotReady, assembled, ensure_changes_topic
+from gateway.assembly import Assembly, NotReady, assembled, ensure_topics
 from gateway.audit import Audit
 from gateway.declarations import Integration
 from gateway.health import Health
@@ -46,7 +46,7 @@ from streams.silos.canary import Canary
 from streams.sinks.notifications.message import BadAddress
 from streams.sinks.notifications.smtp import BadServer, MailServer, SmtpSink
 from streams.sinks.notifications.templates import MailTemplate
-from streams.topics import group_name
+from streams.topics import effects_topic, group_name
 from streams.upkeep import Upkeep
 
 _CONNECTIONS = 30
@@ -59,7 +59,7 @@ async def work(settings: Settings) -> int:
     with said():
         async with assembled(settings, name="silogate work", connections=_CONNECTIONS) as assembly:
             _require_recipients(assembly)
-            await ensure_changes_topic(assembly)
+            await ensure_topics(assembly)
             with stop_on_signals() as stop:
                 await _Worker(assembly, stop).run()
     return 0
@@ -194,6 +194,7 @@ class _Worker:
             audit=self._audit,
             metrics=self._effects,
             governor=Governor(settings.effects_per_hour, settings.effects_first_run),
+            outcomes_topic=effects_topic(settings.topic_prefix),
         )
 
     def _follower(self) -> Follower:

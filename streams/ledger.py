@@ -62,6 +62,7 @@ class Ledger:
         width: int = 8,
         patience: Patience | None = None,
         governor: Governor | None = None,
+        outcomes_topic: str | None = None,
     ) -> None:
         """Raises Misconfigured for a sink that lacks what its class promises."""
         for name, sink in sinks.items():
@@ -72,7 +73,7 @@ class Ledger:
         self._asked = [name for name, sink in sinks.items() if asks(sink)]
         self._lease_s = lease_s
         self._patience = patience or Patience()
-        self._store = EffectStore(pool, owner, lease_s)
+        self._store = EffectStore(pool, owner, lease_s, outcomes_topic=outcomes_topic)
         self._settlement = Settlement(self._store, audit, metrics, self._patience)
         self._inquiry = Inquiry(self._store, self._settlement, metrics, self._patience)
         self._governing = None if governor is None else Governing(pool, governor)

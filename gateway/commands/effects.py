@@ -23,6 +23,7 @@ from gateway.telemetry import EdgeMetrics
 from streams.effects import resolving
 from streams.effects.governor import release as release_sink
 from streams.effects.resolving import Listed, NoSuchEffect, NotUnknown, Shown, Told
+from streams.topics import effects_topic
 
 _T = TypeVar("_T")
 # What somebody may have to do something about, or wait for.
@@ -122,7 +123,14 @@ async def resolve(settings: Settings, effect: str, outcome: str, reference: str 
 
     async def act(pool: asyncpg.Pool, audit: Audit) -> None:
         await resolving.resolve(
-            pool, effect_id, told[outcome], reference=reference, reason=reason, actor="cli", audit=audit
+            pool,
+            effect_id,
+            told[outcome],
+            reference=reference,
+            reason=reason,
+            actor="cli",
+            audit=audit,
+            outcomes_topic=effects_topic(settings.topic_prefix),
         )
 
     try:

@@ -182,6 +182,7 @@ async def resolve(
     actor: str,
     audit: AuditLog,
     reference: str | None = None,
+    outcomes_topic: str | None = None,
     timeout_s: float = 20.0,
 ) -> None:
     """Say what became of an unknown effect: it happened (with the provider's reference), it failed, or send it again.
@@ -216,4 +217,4 @@ async def resolve(
         )
         await connection.execute(_TELL, effect_id, row["doubtful"], ended, detail)
         then = Next("again" if outcome == "resend" else outcome, detail)
-        await settle(connection, effect_id, row["attempt"], then)
+        await settle(connection, effect_id, row["attempt"], then, topic=outcomes_topic)

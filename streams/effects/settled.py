@@ -6,6 +6,7 @@ from uuid import UUID
 
 import asyncpg
 
+from streams.effects.outcomes import publish
 from streams.effects.resolution import Next
 
 # `follow` asks the flow what is to happen now, in the same step: streams.flows.following does it and clears it.
@@ -15,7 +16,8 @@ update effect set state = $3, provider_ref = $4, reason = $5, owner = null, leas
     check_at = clock_timestamp() + make_interval(secs => $6), follow = $3, updated_at = clock_timestamp()
 where effect_id = $1 and attempt = $2
   and (state in ('planned', 'intent') or (state = 'unknown' and $3 <> 'unknown'))
-returning effect_id
+returning effect_id, case_id, case_version, sink, purpose, occurrence, attempt, state, reason, provider_ref,
+    correlation_id, updated_at, (select c.reference from cases c where c.id = case_id) as reference
 """
 # A key that was surely never used has its whole life before it.
 _AGAIN = """
@@ -31,12 +33,17 @@ returning effect_id
 """
 
 
-async def settle(connection: asyncpg.pool.PoolConnectionProxy, effect_id: UUID, attempt: int, then: Next) -> bool:
+async def settle(
+    connection: asyncpg.pool.PoolConnectionProxy, effect_id: UUID, attempt: int, then: Next, *, topic: str | None
+) -> bool:
     """Give an effect the state that its last attempt leads to; False when a later attempt has begun, or it has it.
 
-    The caller's transaction is what makes it one step.
+    Its outcome is written for `topic`. The caller's transaction is what makes it one step.
     """
     if then.state == "again":
         return bool(await connection.fetchrow(_AGAIN, effect_id, attempt, then.detail, then.delay_s))
     reference, reason = (then.detail, None) if then.state == "done" else (None, then.detail)
-    return bool(await connection.fetchrow(_SETTLE, effect_id, attempt, then.state, reference, reason, then.ask_in_s))
+    row = await connection.fetchrow(_SETTLE, effect_id, attempt, then.state, reference, reason, then.ask_in_s)
+    if row is not None and topic is not None:
+        await publish(connection, topic, row)
+    return row is not None

@@ -79,7 +79,8 @@ class Settlement:
         """Give an effect, whose last attempt it names, the state that follows, through an outage."""
 
         async def step(*, again: bool) -> None:  # noqa: ARG001 - writing the same state twice changes nothing
-            await self._store.settle(effect.effect_id, attempt, then)
+            if await self._store.settle(effect.effect_id, attempt, then):
+                self._metrics.published()
 
         await self._through_outage(step)
 

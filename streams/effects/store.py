@@ -137,11 +137,20 @@ from effect where state = 'unknown' group by sink, state
 class EffectStore:
     """The ledger's tables, as one worker (`owner`) reads and writes them. Every call has a deadline."""
 
-    def __init__(self, pool: asyncpg.Pool, owner: UUID, lease_s: float, *, timeout_s: float = 10.0) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        owner: UUID,
+        lease_s: float,
+        *,
+        timeout_s: float = 10.0,
+        outcomes_topic: str | None = None,
+    ) -> None:
         self._pool = pool
         self._owner = owner
         self._lease_s = lease_s
         self._timeout_s = timeout_s
+        self._outcomes_topic = outcomes_topic
 
     async def claim(self, sinks: Sequence[str], held: Sequence[UUID], limit: int) -> list[HeldEffect]:
         """Take up to `limit` due effects of these sinks that nobody holds. What this worker holds is left alone."""
@@ -195,10 +204,15 @@ class EffectStore:
         )
         return before
 
-    async def settle(self, effect_id: UUID, attempt: int, then: Next) -> None:
-        """Give the effect the state its last attempt leads to, unless a later attempt has begun."""
+    async def settle(self, effect_id: UUID, attempt: int, then: Next) -> bool:
+        """Give the effect the state its last attempt leads to, unless a later attempt has begun.
+
+        Return whether its outcome was written for the topic of outcomes.
+        """
+        topic = self._outcomes_topic
         async with asyncio.timeout(self._timeout_s), self._pool.acquire() as connection, connection.transaction():
-            await settle(connection, effect_id, attempt, then)
+            changed = await settle(connection, effect_id, attempt, then, topic=topic)
+        return changed and topic is not None and then.state != "again"
 
     async def attempts(self, effect_id: UUID) -> list[Attempt]:
         """Return all attempts at an effect, the last first."""
