@@ -80,9 +80,20 @@ async def report(pool: asyncpg.Pool, *, email: str | None = RESIDENT, category: 
     )
 
 
-async def plan(pool: asyncpg.Pool, event: CaseEvent) -> None:
-    """Let the shipped flow plan the effects of an event."""
-    await FlowPlanner(flow(), pool, case_keys()).handle(event, FENCE)
+async def plan(pool: asyncpg.Pool, *events: CaseEvent, by: Flow | None = None) -> None:
+    """Let a flow, the shipped one unless another is given, plan the effects of events; raises what is wrong."""
+    await own(pool)
+    await FlowPlanner(by or flow(), pool, case_keys()).apply(events, FENCE)
+
+
+async def own(pool: asyncpg.Pool) -> None:
+    """Make FENCE the one that holds."""
+    await pool.execute(
+        """insert into partition_fence (consumer_group, topic, partition, epoch) values ($1, $2, 0, 1)
+        on conflict do nothing""",
+        FENCE.group,
+        FENCE.topic,
+    )
 
 
 async def plan_confirmation(pool: asyncpg.Pool) -> CaseEvent:

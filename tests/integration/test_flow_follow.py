@@ -18,15 +18,14 @@ from streams.cases.casetype import CaseType
 from streams.events import HOP_LIMIT, CaseEvent
 from streams.flow import Flow
 from streams.flows.following import Follower
-from streams.flows.planner import FlowPlanner
 from tests.effects import (
-    FENCE,
     SCHEMA,
     auditing,
     case_keys,
     effects,
     ledger,
     open_pool,
+    plan,
     running,
     settled,
 )
@@ -93,7 +92,7 @@ def follower(pool: asyncpg.Pool, done: str) -> Follower:
 async def ended(pool: asyncpg.Pool, audit: Audit, done: str, state: str = "done", *trouble: str) -> CaseEvent:
     """Let one confirmation of a new case end, and return the case's event."""
     event = await report(pool)
-    await FlowPlanner(flow(done), pool, case_keys()).handle(event, FENCE)
+    await plan(pool, event, by=flow(done))
     async with running(ledger(pool, NoneSink(*trouble), audit)):
         await settled(pool, state)
     return event
@@ -169,16 +168,14 @@ async def test_a_circle_ends_at_the_limit_of_hops(pool: asyncpg.Pool, audit: Aud
     done = "{note: And again.}"
     circle = FLOW.replace("[case.created, case.updated]", "[case.created, case.noted]").format(done=done)
     endless = Flow.parse(circle, Path("flow.yaml"))
-    planner = FlowPlanner(endless, pool, case_keys())
     event = await report(pool)
-    await planner.handle(event, FENCE)
+    await plan(pool, event, by=endless)
     follows = Follower(pool, case_keys(), cases(pool), [endless], poll_s=0.02)
     async with running(ledger(pool, NoneSink(), audit)):
         for round_ in range(HOP_LIMIT + 2):
             await settled(pool, *["done"] * min(round_ + 1, HOP_LIMIT + 1))
             await follows.follow_one()
-            for later in await cases(pool).history(event.case_id, 1):
-                await planner.handle(later, FENCE)
+            await plan(pool, *await cases(pool).history(event.case_id, 1), by=endless)
     assert [row["hops"] for row in await history(pool)] == [1, 2, 3]
 
 
@@ -187,7 +184,7 @@ async def test_two_workers_follow_each_effect_once(pool: asyncpg.Pool, audit: Au
     done = "{note: Sent.}"
     for _ in range(8):
         event = await report(pool)
-        await FlowPlanner(flow(done), pool, case_keys()).handle(event, FENCE)
+        await plan(pool, event, by=flow(done))
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         for _ in range(2):

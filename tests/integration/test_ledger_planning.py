@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from gateway.dev.addresses import Database
-from streams.errors import Rejected, Unavailable
+from streams.errors import Fenced, Rejected, Retryable, Unavailable
 from streams.flows.planner import FlowPlanner
 from streams.testing import case_event
-from tests.effects import FENCE, RESIDENT, case_keys, effects, flow, open_pool, plan, report
+from tests.effects import FENCE, RESIDENT, case_keys, effects, flow, open_pool, own, plan, report
 
 
 @pytest.fixture
@@ -63,8 +64,43 @@ async def test_a_case_that_the_database_does_not_know_is_parked(pool: asyncpg.Po
         await plan(pool, event)
 
 
+async def test_a_batch_is_planned_but_for_the_cases_that_cannot(pool: asyncpg.Pool) -> None:
+    """One transaction for the batch: each event that cannot be planned is named with its case, and its later ones."""
+    await own(pool)
+    good, erased, keyless, unreadable = [await report(pool) for _ in range(4)]
+    gone = case_event(case_id=uuid4())
+    await pool.execute("update case_key set wrapped = null, erased_at = now() where case_id = $1", erased.case_id)
+    await pool.execute("delete from case_key where case_id = $1", keyless.case_id)
+    unreadable = replace(unreadable, sealed=b"no such thing")
+    later = case_event(2, case_id=keyless.case_id)
+    batch = [keyless, good, gone, erased, unreadable, later, case_event(2, case_id=uuid4()), good]
+    errors = await FlowPlanner(flow(), pool, case_keys()).apply_each(batch, FENCE)
+    assert {event_id: type(error) for event_id, error in errors.items()} == {
+        keyless.event_id: Rejected,
+        gone.event_id: Rejected,
+        unreadable.event_id: Retryable,
+        later.event_id: Rejected,
+    }
+    assert [errors[event.event_id].case_id for event in (keyless, gone, unreadable)] == [
+        keyless.case_id,
+        gone.case_id,
+        unreadable.case_id,
+    ]
+    assert [effect["case_id"] for effect in await effects(pool)] == [good.case_id]
+
+
+async def test_whoever_lost_the_partition_plans_nothing(pool: asyncpg.Pool) -> None:
+    """A planner whose partition has a newer owner is fenced, and its rows are rolled back."""
+    event = await report(pool)
+    await own(pool)
+    await pool.execute("update partition_fence set epoch = 2")
+    with pytest.raises(Fenced):
+        await plan(pool, event)
+    assert await effects(pool) == []
+
+
 async def test_an_outage_blames_no_case() -> None:
     """When the database is away, no case is to blame: all wait, none is parked."""
     async with asyncpg.create_pool("postgresql://silogate@127.0.0.1:9/none", min_size=0) as away:
         with pytest.raises(Unavailable, match="database cannot be used"):
-            await FlowPlanner(flow(), away, case_keys()).handle(case_event(), FENCE)
+            await FlowPlanner(flow(), away, case_keys()).apply([case_event()], FENCE)
