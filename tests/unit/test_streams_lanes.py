@@ -165,3 +165,18 @@ def test_delays_stay_below_their_limit(attempts: int) -> None:
     assert 0 < min(delays) <= max(delays) <= min(4.0, 0.5 * 2 ** min(attempts, 10))
     assert max(delays) - min(delays) > 0.1
     assert retry.delay_s(attempts, retry_after=60.0) >= 60.0
+
+
+@given(st.permutations(range(6)))
+def test_the_last_record_is_the_one_before_the_watermark(order: list[int]) -> None:
+    """Whatever is settled ahead, the record that marks the position is the newest one with no open one before it."""
+    watermark = Watermark()
+    marks = [UUID(int=number) for number in range(6)]
+    for number in range(6):
+        watermark.deliver(10 + 3 * number, 0.0)
+    done: set[int] = set()
+    for number in order:
+        watermark.settle(10 + 3 * number, marks[number])
+        done.add(number)
+        through = next((each for each in range(6) if each not in done), 6)
+        assert watermark.last == ((10 + 3 * (through - 1), marks[through - 1]) if through else None)
