@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 from contextlib import AsyncExitStack
 from importlib.metadata import version
 
@@ -19,6 +18,7 @@ from gateway.assembly import Assembly, NotReady, assembled, ensure_topics
 from gateway.audit import Audit
 from gateway.auth import ApiKeys
 from gateway.blobs import Blobs
+from gateway.collector import spare_the_collector
 from gateway.context import Context, EdgeOptions
 from gateway.examining import run_examinations
 from gateway.health import Health
@@ -73,15 +73,6 @@ async def _examined(assembly: Assembly, lookups: Asking, metrics: CacheMetrics) 
     await run_examinations(assembly.settings, declared, lookups.groups, silos, metrics)
 
 
-def _spare_the_collector() -> None:
-    """What was made at start stays: the garbage collector need not look at it again. What comes later is mostly a
-    request's, and gone before a larger young generation is full.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
-
-
 async def _listen(context: Context, stop: asyncio.Event) -> None:
     settings = context.settings
     admin, public = build_admin_app(context), build_public_app(context)
@@ -90,7 +81,7 @@ async def _listen(context: Context, stop: asyncio.Event) -> None:
         await _open_port(ports, admin, settings.admin_host, settings.admin_port, "SILOGATE_ADMIN_PORT")
         site = await _open_port(ports, public, settings.host, settings.port, "SILOGATE_PORT")
         context.health.start()
-        _spare_the_collector()
+        spare_the_collector()
         _log.info("serve.ready", port=settings.port, admin_port=settings.admin_port)
         await stop.wait()
         # not ready first, then no new connections, then the requests in flight end

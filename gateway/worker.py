@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 from gateway import logs
 from gateway.assembly import Assembly, NotReady, assembled, ensure_topics
 from gateway.audit import Audit
+from gateway.collector import spare_the_collector
 from gateway.declarations import Integration
 from gateway.health import Health
 from gateway.server import build_worker_app
@@ -96,6 +97,7 @@ class _Worker:
                 if self._settings.canary_every:
                     tasks.create_task(self._canary().run(self._stop))
                 self._health.start()
+                spare_the_collector()
                 _log.info("work.ready", port=self._settings.worker_port)
                 await self._stop.wait()
                 _log.info("work.draining")

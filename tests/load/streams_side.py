@@ -10,6 +10,7 @@ import signal
 import asyncpg
 from prometheus_client import CollectorRegistry
 
+from gateway.collector import spare_the_collector
 from streams.cases.keys import CaseKeys
 from streams.consumer.consumer import Consumer
 from streams.metrics import StreamMetrics
@@ -51,5 +52,6 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    spare_the_collector()  # as a worker does when it has started
     wait_for_start()
     asyncio.run(main())
