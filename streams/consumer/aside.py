@@ -10,6 +10,7 @@ from streams.consumer.fuse import Fuse
 from streams.consumer.lanes import Item, Lane, Lanes, Stray, Verdict, Work
 from streams.consumer.limits import LEAST_DELAY_S, Retry
 from streams.consumer.parking import Parked, Parking
+from streams.consumer.spill import STAGE
 from streams.failpoints import reach
 from streams.outages import DATABASE_AWAY, DATABASE_ERRORS
 
@@ -68,7 +69,8 @@ class Aside:
             whole = Work(lane, tuple(lane.queue))
             (strays if isinstance(lane.key, Stray) else parks if is_new else appends).append(whole)
         if self._fuse is not None and (strays or parks):
-            self._fuse.check([work.lane.key for work in (*strays, *parks)])
+            # who was in the way has not failed
+            self._fuse.check([work.lane.key for work in (*strays, *parks) if _stage(work.lane) != STAGE])
         for work in strays:
             await self._keep(work)
         if parks:
@@ -142,6 +144,10 @@ class Aside:
 
     def _cool(self, lane: Lane, delay_s: float) -> None:
         self._lanes.cool(lane, asyncio.get_running_loop().time() + delay_s)
+
+
+def _stage(lane: Lane) -> str | None:
+    return None if lane.verdict is None else lane.verdict.stage
 
 
 def _verdict(lane: Lane) -> Verdict:

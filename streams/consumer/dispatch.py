@@ -15,6 +15,7 @@ from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.lanes import Item, Lane, Lanes, Verdict, Work
 from streams.consumer.limits import Retry
 from streams.consumer.parking import Parking
+from streams.consumer.spill import REASON, STAGE, Spill
 from streams.errors import Fenced, Rejected, Retryable, Unavailable, Untried
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
@@ -46,11 +47,14 @@ class Dispatcher:
         batch_events: int,
         handler_timeout_s: float,
         fuse: Fuse | None = None,
+        spill: Spill | None = None,
     ) -> None:
         self.caller = Caller(handler, group=group, timeout_s=handler_timeout_s)
         self._lanes = lanes
         self._aside = Aside(lanes, parking, group=group, retry=retry, fence=self.fence, finish=self._finish, fuse=fuse)
         self._fuse = fuse
+        self._spill = spill
+        self._spilled: list[Work] = []
         self._group = group
         self._topic = topic
         self._retry = retry
@@ -93,6 +97,7 @@ class Dispatcher:
         self._lanes.clear()
         self.epochs.clear()
         self._suspects.clear()
+        self._spilled.clear()
         self._aside.forget()
 
     def fence(self, partitions: Iterable[int]) -> Fence:
@@ -127,6 +132,12 @@ class Dispatcher:
             while True:
                 await self._slots.acquire()
                 await self._until_ready()
+                if self._spilled:
+                    self.begin()
+                    try:
+                        await self._put_aside(self._take_spilled())
+                    finally:
+                        self.end()
                 work = self._take(1)
                 if work is None:
                     self._slots.release()
@@ -152,7 +163,7 @@ class Dispatcher:
 
     async def _run_batch(self) -> None:
         together: list[Work] = []
-        aside: list[Work] = []
+        aside = self._take_spilled()
         room = self._batch_events
         while room > 0 and (work := self._take(room)) is not None:
             room -= len(work.items)
@@ -213,10 +224,25 @@ class Dispatcher:
             if now < self._away_until:
                 await set_within(self.wake, self._away_until - now)
                 continue
-            if self._lanes.ready:
+            self._spilled += self._to_spill()
+            if self._lanes.ready or self._spilled:
                 return
             due = self._lanes.next_due
             await set_within(self.wake, 1.0 if due is None else min(1.0, max(0.0, due - now)))
+
+    def _to_spill(self) -> list[Work]:
+        if self._spill is None or self._away:
+            # while the recipient is away everything waits, and nobody is in anybody's way
+            return []
+        lanes = self._spill.choose()
+        for lane in lanes:
+            lane.verdict = Verdict(STAGE, None, REASON)
+        self._metrics.spilled.labels(self._group).inc(len(lanes))
+        return [Work(lane, (lane.queue[0],)) for lane in lanes]
+
+    def _take_spilled(self) -> list[Work]:
+        spilled, self._spilled = self._spilled, []
+        return spilled
 
     def _take(self, events: int) -> Work | None:
         work = self._lanes.take(events)

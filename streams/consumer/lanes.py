@@ -3,7 +3,7 @@
 import heapq
 import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
@@ -139,6 +139,18 @@ class Lanes:
         """Makes the lanes ready whose time has come."""
         while self._cooling and self._cooling[0][0] <= now:
             self.give_back(heapq.heappop(self._cooling)[2])
+
+    @property
+    def cooling(self) -> list[Lane]:
+        """The lanes that wait for their time."""
+        return [lane for _, _, lane in self._cooling if lane.alive]
+
+    def take_cooling(self, lanes: Collection[Lane]) -> None:
+        """Takes some of them before their time."""
+        if lanes:
+            taken = {id(lane) for lane in lanes}
+            self._cooling = [each for each in self._cooling if id(each[2]) not in taken]
+            heapq.heapify(self._cooling)
 
     @property
     def ready(self) -> bool:

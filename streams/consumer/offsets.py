@@ -65,3 +65,8 @@ class Watermark:
     def held(self) -> int:
         """How many records stand between the watermark and the newest one, settled ahead of it or not."""
         return len(self._unsettled)
+
+    @property
+    def ahead(self) -> int:
+        """How many of them are settled and cannot be told: the oldest one is in their way."""
+        return len(self._ahead)

@@ -19,10 +19,12 @@ from streams.consumer.lanes import Item, Verdict
 from streams.consumer.records import digest, headers_json, storable
 from streams.consumer.replay import ParkedEvent, read_parked
 
+# One that was only in the way is to be tried again at once: nobody has to ask for it.
 # In the order of the cases, here and below: two transactions that meet wait for each other instead of deadlocking.
 _PARK_KEYS = """
-insert into parked_key (consumer_group, case_id, topic, partition, stage, field, reason, attempts)
-select $1, p.case_id, $2, p.partition, p.stage, p.field, p.reason, p.attempts
+insert into parked_key (consumer_group, case_id, topic, partition, stage, field, reason, attempts, resume_requested)
+select $1, p.case_id, $2, p.partition, p.stage, p.field, p.reason, p.attempts,
+       case when p.stage = 'pressure' then now() end
 from unnest($3::uuid[], $4::int[], $5::text[], $6::text[], $7::text[], $8::int[])
      as p(case_id, partition, stage, field, reason, attempts)
 order by p.case_id
@@ -53,8 +55,9 @@ _PARKED = """
 select case_id from parked_key where consumer_group = $1 and topic = $2 and partition = any($3::int[])
 """
 _REQUESTED = """
-select case_id, partition, resume_until from parked_key
-where consumer_group = $1 and topic = $2 and partition = any($3::int[]) and resume_requested is not null
+select case_id, partition, resume_until, case when stage = 'pressure' then attempts end as spilled
+from parked_key
+where consumer_group = $1 and topic = $2 and partition = any($3::int[]) and resume_requested <= now()
 order by resume_requested limit $4
 """
 _HEAD = """
@@ -69,6 +72,10 @@ delete from parked_key where consumer_group = $1 and case_id = $2
 _REFUSE = """
 update parked_key set stage = $3, field = $4, reason = $5, attempts = attempts + 1,
        resume_requested = null, resume_until = null, requested_by = null
+where consumer_group = $1 and case_id = $2
+"""
+_POSTPONE = """
+update parked_key set attempts = attempts + 1, resume_requested = now() + make_interval(secs => $3)
 where consumer_group = $1 and case_id = $2
 """
 _REST = """
@@ -87,11 +94,15 @@ class Parked(NamedTuple):
 
 
 class Requested(NamedTuple):
-    """A parked case that somebody wants to be tried again; only up to the event at `until`, if there is one."""
+    """A parked case that is to be tried again; only up to the event at `until`, if there is one.
+
+    `spilled`: it was parked to make room, after so many attempts.
+    """
 
     case_id: UUID
     partition: int
     until: int | None
+    spilled: int | None
 
 
 class Parking:
@@ -182,6 +193,11 @@ class Parking:
             await connection.execute(
                 _REFUSE, self._group, case_id, verdict.stage, verdict.field, storable(verdict.reason)
             )
+
+    async def postpone(self, case_id: UUID, delay_s: float, held: Fence) -> None:
+        """Notes one more attempt: the case is tried again after the delay."""
+        async with self._transaction(held) as connection:
+            await connection.execute(_POSTPONE, self._group, case_id, delay_s)
 
     async def rest(self, case_id: UUID, held: Fence) -> None:
         """Notes that what was asked for is done: the rest of the case stays parked."""

@@ -65,7 +65,11 @@ _WITHDRAW = """
 update parked_key set resume_requested = null, resume_until = null, requested_by = null
 where consumer_group = $1 and resume_requested is not null
 """
-_IS_REQUESTED = "select exists (select from parked_key where consumer_group = $1 and resume_requested is not null)"
+# What was parked to make room asks for itself.
+_IS_REQUESTED = """
+select exists (
+    select from parked_key where consumer_group = $1 and resume_requested is not null and stage <> 'pressure')
+"""
 _DROP = """
 with gone as (
     delete from parked_event where consumer_group = $1 and case_id = any($2::uuid[])

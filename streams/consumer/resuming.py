@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
-from uuid import UUID
 
 from streams.consumer.dispatch import Dispatcher
 from streams.consumer.fence import Fence
 from streams.consumer.lanes import Verdict
+from streams.consumer.limits import Retry
 from streams.consumer.parking import Parking, Requested
 from streams.consumer.replay import ParkedEvent
-from streams.errors import Rejected, Unavailable
+from streams.errors import Rejected, Retryable, Unavailable, Undecodable
 from streams.failpoints import reach
 from streams.outages import DATABASE_ERRORS
 
@@ -23,11 +23,12 @@ class Resumer:
     time. The case is un-parked when its list is empty under the row's lock, after its last event is done.
     """
 
-    def __init__(self, dispatcher: Dispatcher, parking: Parking, *, group: str, every_s: float) -> None:
+    def __init__(self, dispatcher: Dispatcher, parking: Parking, *, group: str, every_s: float, retry: Retry) -> None:
         self._dispatcher = dispatcher
         self._parking = parking
         self._group = group
         self._every_s = every_s
+        self._retry = retry
 
     async def run(self) -> None:
         """Works until cancelled."""
@@ -47,7 +48,7 @@ class Resumer:
             while dispatcher.is_open and partition in dispatcher.epochs:
                 dispatcher.begin()
                 try:
-                    if not await self._step(case_id, requested.until, dispatcher.fence([partition])):
+                    if not await self._step(requested, dispatcher.fence([partition])):
                         return
                 finally:
                     dispatcher.end()
@@ -55,8 +56,9 @@ class Resumer:
             dispatcher.resuming.discard(case_id)
             dispatcher.wake.set()
 
-    async def _step(self, case_id: UUID, until: int | None, held: Fence) -> bool:
+    async def _step(self, requested: Requested, held: Fence) -> bool:
         """One event, or the end of the list; whether there is more to do for this case now."""
+        case_id, until = requested.case_id, requested.until
         head = await self._parking.head(case_id)
         if head is None:
             if await self._parking.unpark(case_id, held):
@@ -66,25 +68,28 @@ class Resumer:
         if until is not None and head.position > until:
             await self._parking.rest(case_id, held)
             return False
-        verdict = await self._try(head, held)
-        if verdict is None:
+        answer = await self._try(head, held)
+        if answer is None:
             reach("consumer.after_resumed")
             await self._parking.handled(head.position, held)
             return True
-        if verdict.stage != _AWAY:
-            await self._parking.refuse(case_id, verdict, held)
+        if isinstance(answer, Unavailable):
+            return False
+        spilled = requested.spilled
+        if isinstance(answer, Retryable) and spilled is not None and spilled + 1 < self._retry.attempts:
+            # It has attempts left: it was parked only because it was in the way.
+            await self._parking.postpone(case_id, self._retry.delay_s(spilled, answer.retry_after), held)
+            return False
+        await self._parking.refuse(case_id, _verdict(answer), held)
         return False
 
-    async def _try(self, head: ParkedEvent, held: Fence) -> Verdict | None:
+    async def _try(self, head: ParkedEvent, held: Fence) -> Rejected | Retryable | Undecodable | None:
         if head.event is None:
-            problem = head.problem
-            return Verdict(problem.stage, problem.field, problem.reason) if problem else None
-        answer = await self._dispatcher.caller.call_one(head.event, held)
-        if answer is None:
-            return None
-        if isinstance(answer, Unavailable):
-            return Verdict(_AWAY, None, answer.reason)
-        return Verdict("handler", answer.field if isinstance(answer, Rejected) else None, answer.reason)
+            return head.problem
+        return await self._dispatcher.caller.call_one(head.event, held)
 
 
-_AWAY = "away"
+def _verdict(answer: Rejected | Retryable | Undecodable) -> Verdict:
+    if isinstance(answer, Undecodable):
+        return Verdict(answer.stage, answer.field, answer.reason)
+    return Verdict("handler", answer.field if isinstance(answer, Rejected) else None, answer.reason)

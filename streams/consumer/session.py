@@ -24,6 +24,7 @@ from streams.consumer.limits import ConsumerLimits
 from streams.consumer.parking import Parking
 from streams.consumer.position import Start, mark_of
 from streams.consumer.resuming import Resumer
+from streams.consumer.spill import Spill
 from streams.consumer.watchdog import Watchdog
 from streams.errors import Fenced, Misconfigured
 from streams.events import case_of, read_record
@@ -85,8 +86,11 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             batch_events=limits.batch_events,
             handler_timeout_s=limits.handler_timeout_s,
             fuse=fuse,
+            spill=Spill(self._lanes, events=limits.events, size=limits.bytes, blocked=self._blocked),
         )
-        self._resumer = Resumer(self._dispatcher, self._parking, group=group, every_s=limits.resume_every_s)
+        self._resumer = Resumer(
+            self._dispatcher, self._parking, group=group, every_s=limits.resume_every_s, retry=limits.retry
+        )
         self._inbox = Inbox(pool, group, topic, timeout_s=limits.call_timeout_s)
         self._intake = Intake(
             self._inbox, metrics, group=group, cases=limits.known_cases, needs_gateway=detects_restore
@@ -102,6 +106,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         self._room = asyncio.Event()
         self._failed = asyncio.Event()
         self._stopping = False
+        # How large a record is, as far as is known: at first as large as Kafka takes them.
+        self._usual_size = 1024.0 * 1024.0
 
     @property
     def has_moved(self) -> bool:
@@ -250,9 +256,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 await self._kafka.getmany(_NOTHING, timeout_ms=0)
                 await set_within(self._room, _POLL_S)
                 continue
-            room = min(_FETCH_EVENTS, self._limits.events - self._lanes.events)
+            wait_ms = int(_POLL_S * 1000)
             try:
-                fetched = await self._kafka.getmany(*readable, timeout_ms=int(_POLL_S * 1000), max_records=room)
+                fetched = await self._kafka.getmany(*readable, timeout_ms=wait_ms, max_records=self._room_for())
             except NoOffsetForPartitionError:
                 # Kafka has no offset of this group yet; where to begin was found out and sought by ourselves.
                 continue
@@ -262,10 +268,17 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             reach("consumer.after_fetch")
             assignment = self._assignment
             items = [item for records in fetched.values() for record in records if (item := self._read(record))]
+            if items:
+                self._usual_size = (self._usual_size + sum(item.size for item in items) / len(items)) / 2
             admitted = await self._admit(items)
             # What was revoked meanwhile will be delivered again, here or elsewhere.
             if assignment == self._assignment:
                 self._take_in(admitted)
+
+    def _room_for(self) -> int:
+        """How many records there is room for, were they as large as those before."""
+        room = int((self._limits.bytes - self._lanes.bytes) / max(1.0, self._usual_size))
+        return max(1, min(_FETCH_EVENTS, self._limits.events - self._lanes.events, room))
 
     async def _admit(self, items: Sequence[Item]) -> Admitted:
         """Asks the inbox until it answers; while it does not, Kafka still hears of this member."""
@@ -299,6 +312,15 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             for number, partition in self._partitions.items()
             if number in self._dispatcher.epochs and partition.watermark.held < self._limits.partition_events
         ]
+
+    def _blocked(self) -> dict[int, int]:
+        """The partitions that are full of settled records because the oldest one is not, and its offset."""
+        enough = self._limits.partition_events * 0.8
+        return {
+            number: offset
+            for number, partition in self._partitions.items()
+            if partition.watermark.ahead >= enough and (offset := partition.watermark.committable) is not None
+        }
 
     def _read(self, record: ConsumerRecord) -> Item | None:
         """The record as an item; None when its partition does not stand yet, or it was delivered before."""
