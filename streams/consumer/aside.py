@@ -9,12 +9,15 @@ from streams.consumer.fence import Fence
 from streams.consumer.fuse import Fuse
 from streams.consumer.lanes import Item, Lane, Lanes, Stray, Verdict, Work
 from streams.consumer.limits import LEAST_DELAY_S, Retry
+from streams.consumer.mirror import Mirror
 from streams.consumer.parking import Parked, Parking
 from streams.consumer.spill import STAGE
 from streams.failpoints import reach
 from streams.outages import DATABASE_AWAY, DATABASE_ERRORS
 
 log = logging.getLogger(__name__)
+
+_BEHIND = Verdict("appended", None, "waits behind an event of its case that failed")
 
 
 class Aside:
@@ -34,6 +37,7 @@ class Aside:
         fence: Callable[[Iterable[int]], Fence],
         finish: Callable[[Work, str], None],
         fuse: Fuse | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self._lanes = lanes
         self._parking = parking
@@ -42,6 +46,7 @@ class Aside:
         self._fence = fence
         self._finish = finish
         self._fuse = fuse
+        self._mirror = mirror
         self.parked: set[UUID] = set()
         self.resuming: set[UUID] = set()
 
@@ -65,7 +70,7 @@ class Aside:
                 continue
             is_new = lane.verdict is not None or lane.key not in self.parked
             if is_new and lane.verdict is None and problem is not None:
-                lane.verdict = Verdict(problem.stage, problem.field, problem.reason)
+                lane.verdict = Verdict(problem.stage, problem.field, problem.reason, "poison")
             whole = Work(lane, tuple(lane.queue))
             (strays if isinstance(lane.key, Stray) else parks if is_new else appends).append(whole)
         if self._fuse is not None and (strays or parks):
@@ -108,6 +113,7 @@ class Aside:
         reach("consumer.after_park")
         for work in works:
             head = work.items[0]
+            self._copy(work, _verdict(work.lane))
             self._parked(work, _verdict(work.lane), "parked" if head.event is not None else "undecodable")
 
     async def _append(self, works: Sequence[Work]) -> None:
@@ -125,6 +131,7 @@ class Aside:
         for work in works:
             key = work.lane.key
             if key not in not_parked:
+                self._copy(work, _BEHIND)
                 self._finish(work, "appended")
             elif key in self.resuming:
                 # It was un-parked this instant; who resumes it takes it out of `parked`, and then it is handed out.
@@ -132,6 +139,11 @@ class Aside:
             else:
                 self.parked.discard(key)
                 self._lanes.give_back(work.lane)
+
+    def _copy(self, work: Work, verdict: Verdict) -> None:
+        if self._mirror is not None:
+            lane = work.lane
+            self._mirror.put(work.items, verdict, attempts=lane.attempts, failed_at=lane.failed_at)
 
     def _parked(self, work: Work, verdict: Verdict, outcome: str) -> None:
         log.warning("consumer.parked", extra={"group": self._group, "stage": verdict.stage, "field": verdict.field})

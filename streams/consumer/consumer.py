@@ -11,6 +11,7 @@ from streams import recovery
 from streams.consumer.fuse import Fuse, FuseBlown
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, Retry
+from streams.consumer.mirror import Mirror
 from streams.consumer.session import DrainExceeded, Session
 from streams.consumer.watchdog import Stalled
 from streams.errors import Fenced, Misconfigured
@@ -33,7 +34,8 @@ class Consumer:
     It promises, whatever dies or restarts: every event reaches the handler at least once, or is parked; the events of
     one case one at a time and in order; an offset is committed only when everything before it is settled. A case that
     fails waits with growing delays while the others flow, and is parked in `pool`'s database at the limit, after which
-    `streams.consumer.replay.resume` brings it back. Memory is bounded by `limits`.
+    `streams.consumer.replay.resume` brings it back; a `mirror`, which somebody else runs, gets a copy. Memory is
+    bounded by `limits`.
 
     With `detects_restore` an event of a case version that `pool`'s database does not know shuts the gateway
     (`streams.recovery`), and the consumer waits until it is shut no more.
@@ -51,6 +53,7 @@ class Consumer:
         limits: ConsumerLimits | None = None,
         client_id: str | None = None,
         detects_restore: bool = False,
+        mirror: Mirror | None = None,
     ) -> None:
         self._bootstrap = bootstrap
         self._group = group
@@ -62,6 +65,7 @@ class Consumer:
         self._client_id = client_id or f"silogate-{group}"
         self._detects_restore = detects_restore
         self._stalls = 0
+        self._mirror = mirror
         self._fuse = None if self._limits.fuse is None else Fuse(self._limits.fuse)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -118,6 +122,7 @@ class Consumer:
             client_id=self._client_id,
             detects_restore=self._detects_restore,
             fuse=self._fuse,
+            mirror=self._mirror,
         )
         try:
             await session.run(stop)

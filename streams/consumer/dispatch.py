@@ -14,6 +14,7 @@ from streams.consumer.fuse import Fuse
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.lanes import Item, Lane, Lanes, Verdict, Work
 from streams.consumer.limits import Retry
+from streams.consumer.mirror import Mirror
 from streams.consumer.parking import Parking
 from streams.consumer.spill import REASON, STAGE, Spill
 from streams.errors import Fenced, Rejected, Retryable, Unavailable, Untried
@@ -48,10 +49,20 @@ class Dispatcher:
         handler_timeout_s: float,
         fuse: Fuse | None = None,
         spill: Spill | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.caller = Caller(handler, group=group, timeout_s=handler_timeout_s)
         self._lanes = lanes
-        self._aside = Aside(lanes, parking, group=group, retry=retry, fence=self.fence, finish=self._finish, fuse=fuse)
+        self._aside = Aside(
+            lanes,
+            parking,
+            group=group,
+            retry=retry,
+            fence=self.fence,
+            finish=self._finish,
+            fuse=fuse,
+            mirror=mirror,
+        )
         self._fuse = fuse
         self._spill = spill
         self._spilled: list[Work] = []
@@ -236,7 +247,7 @@ class Dispatcher:
             return []
         lanes = self._spill.choose()
         for lane in lanes:
-            lane.verdict = Verdict(STAGE, None, REASON)
+            lane.verdict = Verdict(STAGE, None, REASON, STAGE)
         self._metrics.spilled.labels(self._group).inc(len(lanes))
         return [Work(lane, (lane.queue[0],)) for lane in lanes]
 
@@ -341,6 +352,7 @@ class Dispatcher:
     def _is_over(self, work: Work, error: Rejected | Retryable) -> bool:
         """Whether the case is to be parked, with its verdict set; otherwise it is kept back for another attempt."""
         lane = work.lane
+        lane.failed_at = lane.failed_at or datetime.now(UTC)
         if isinstance(error, Rejected):
             lane.verdict = Verdict("handler", error.field, error.reason)
             return True
@@ -348,7 +360,7 @@ class Dispatcher:
         if not isinstance(error, Untried):
             lane.attempts += 1
         if lane.attempts >= self._retry.attempts:
-            lane.verdict = Verdict("handler", None, error.reason)
+            lane.verdict = Verdict("handler", None, error.reason, "retryable")
             return True
         self._count(work, "retried")
         self._cool(lane, self._retry.delay_s(max(0, lane.attempts - 1), error.retry_after))

@@ -5,6 +5,7 @@ import itertools
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
@@ -24,7 +25,7 @@ LaneKey = UUID | Stray
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One record on its way: its event, or why it could not be read."""
+    """One record on its way: its event, or why it could not be read. `timestamp`: the record's own, in milliseconds."""
 
     partition: int
     offset: int
@@ -34,15 +35,20 @@ class Item:
     size: int
     event: CaseEvent | None
     problem: Undecodable | None = None
+    timestamp: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Why a case is parked: where it failed, at which field, and what was said; never a personal value."""
+    """Why a case is parked: where it failed, at which field, and what was said; never a personal value.
+
+    `kind`: `permanent`, `retryable` (and the attempts were used up), `poison` (not readable) or `pressure`.
+    """
 
     stage: str
     field: str | None
     reason: str
+    kind: str = "permanent"
 
 
 @dataclass(eq=False, slots=True)
@@ -56,6 +62,7 @@ class Lane:
     partition: int
     queue: deque[Item] = field(default_factory=deque)
     attempts: int = 0
+    failed_at: datetime | None = None
     verdict: Verdict | None = None
     suspect: bool = False
     alone: bool = False
@@ -117,6 +124,7 @@ class Lanes:
             self.events -= 1
             self.bytes -= item.size
         lane.attempts = 0
+        lane.failed_at = None
         lane.verdict = None
         lane.suspect = lane.alone = False
 

@@ -21,6 +21,7 @@ from streams.consumer.inbox import Inbox
 from streams.consumer.intake import Admitted, Intake, Unknown
 from streams.consumer.lanes import Item, Lanes, Stray
 from streams.consumer.limits import ConsumerLimits
+from streams.consumer.mirror import Mirror
 from streams.consumer.parking import Parking
 from streams.consumer.position import Start, mark_of
 from streams.consumer.resuming import Resumer
@@ -64,6 +65,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         client_id: str,
         detects_restore: bool = False,
         fuse: Fuse | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self._group = group
         self._topic = topic
@@ -86,6 +88,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             batch_events=limits.batch_events,
             handler_timeout_s=limits.handler_timeout_s,
             fuse=fuse,
+            mirror=mirror,
             spill=Spill(self._lanes, events=limits.events, size=limits.bytes, blocked=self._blocked),
         )
         self._resumer = Resumer(
@@ -333,7 +336,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             return None
         event, problem = read_record(record.key, record.value, record.headers)
         size = len(record.value or b"") + sum(len(name) + len(text or b"") for name, text in record.headers)
-        return Item(record.partition, record.offset, record.key, record.headers, record.value, size, event, problem)
+        return Item(
+            record.partition, record.offset, record.key, record.headers, record.value, size, event, problem, record.timestamp
+        )  # fmt: skip
 
     def _take_in(self, admitted: Admitted) -> None:
         self._intake.remember(admitted)

@@ -15,6 +15,7 @@ from streams.consumer.consumer import Consumer
 from streams.consumer.fence import Fence
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, Retry, SessionTimeouts
+from streams.consumer.mirror import Mirror
 from streams.consumer.session import Session
 from streams.events import CaseEvent, encode
 from streams.metrics import StreamMetrics
@@ -102,9 +103,18 @@ class Bench:
     async def write_raw(self, key: bytes | None, value: bytes | None, headers: list[tuple[str, bytes]]) -> None:
         await self.writer.send_and_wait(self.topic, value, key=key, headers=headers)
 
-    def consumer(self, handler: BatchHandler | CaseHandler, limits: ConsumerLimits = QUICK) -> Consumer:
+    def consumer(
+        self, handler: BatchHandler | CaseHandler, limits: ConsumerLimits = QUICK, mirror: Mirror | None = None
+    ) -> Consumer:
         return Consumer(
-            self.bootstrap, self.group, self.topic, handler, pool=self.pool, metrics=self.metrics, limits=limits
+            self.bootstrap,
+            self.group,
+            self.topic,
+            handler,
+            pool=self.pool,
+            metrics=self.metrics,
+            limits=limits,
+            mirror=mirror,
         )
 
     def session(self, handler: BatchHandler | CaseHandler, limits: ConsumerLimits = QUICK) -> Session:
