@@ -60,10 +60,10 @@ def changes_topic(settings: Settings) -> str:
     return topics.changes_topic(settings.topic_prefix)
 
 
-async def ensure_topics(assembly: Assembly) -> None:
-    """Make the topics of case events and of effects' outcomes; raises NotReady while Kafka cannot be used."""
+async def ensure_topics(assembly: Assembly, *more: str) -> None:
+    """Make the topics of case events, of effects' outcomes, and more; raises NotReady while Kafka cannot be used."""
     settings = assembly.settings
-    names = [assembly.topic, topics.effects_topic(settings.topic_prefix)]
+    names = [assembly.topic, topics.effects_topic(settings.topic_prefix), *more]
     try:
         await topics.ensure_topics(
             settings.kafka_bootstrap, names, settings.topic_partitions, settings.topic_replication

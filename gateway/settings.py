@@ -123,6 +123,9 @@ class Settings(BaseModel):
     max_in_flight: Annotated[int, Field(ge=1)] = Field(default=1000, description="requests at once; more are shed")
     json_body_cap: Size = Field(default=256 * 1024, description="largest JSON body")
     attachment_cap: Size = Field(default=8 * 1024**2, description="largest attachment")
+    dlq_mirror: bool = Field(
+        default=True, description="copy parked events to the topic `<topic>.<group>.dlq` of their group"
+    )
     canary_every: Duration = Field(
         default=10.0,
         description="how often a worker changes each silo's canary row, which the sentinel reads; 0s: never",

@@ -29,6 +29,7 @@ from streams.consumer.consumer import Consumer
 from streams.consumer.fuse import FuseBlown
 from streams.consumer.handlers import BatchHandler, CaseHandler
 from streams.consumer.limits import ConsumerLimits, FuseLimits, Retry, SessionTimeouts
+from streams.consumer.mirror import Mirror
 from streams.consumer.replay import until_requested
 from streams.effects.governor import Governor
 from streams.effects.metrics import EffectMetrics
@@ -47,7 +48,7 @@ from streams.silos.canary import Canary
 from streams.sinks.notifications.message import BadAddress
 from streams.sinks.notifications.smtp import BadServer, MailServer, SmtpSink
 from streams.sinks.notifications.templates import MailTemplate
-from streams.topics import effects_topic, group_name
+from streams.topics import dead_letter_topic, effects_topic, group_name
 from streams.upkeep import Upkeep
 
 _CONNECTIONS = 30
@@ -60,7 +61,8 @@ async def work(settings: Settings) -> int:
     with said():
         async with assembled(settings, name="silogate work", connections=_CONNECTIONS) as assembly:
             _require_recipients(assembly)
-            await ensure_topics(assembly)
+            groups = [group_name(settings.topic_prefix, part) for part in _mirrored(assembly)]
+            await ensure_topics(assembly, *(dead_letter_topic(assembly.topic, group) for group in groups))
             with stop_on_signals() as stop:
                 await _Worker(assembly, stop).run()
     return 0
@@ -81,13 +83,24 @@ class _Worker:
         names = sorted({name for one in assembly.integrations for name in one.recipients})
         self._recipients = RecipientMetrics(self._registry, names)
         self._effects = EffectMetrics(self._registry, ["email"])
+        self._mirrors = {
+            part: Mirror(
+                self._settings.kafka_bootstrap,
+                assembly.topic,
+                group_name(self._settings.topic_prefix, part),
+                metrics=self._streams,
+                mapping_version=mapping,
+            )
+            for part, mapping in _mirrored(assembly).items()
+        }
 
     async def run(self) -> None:
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as support:
             await self._open_port(stack)
             upkeep = [support.create_task(self._audit.run()), support.create_task(self._health.run())]
             late = asyncio.Event()
-            relay = support.create_task(self._relay().run(late))
+            parts: list[Relay | Mirror] = [self._relay(), *self._mirrors.values()]
+            last = [support.create_task(part.run(late)) for part in parts]
             async with asyncio.TaskGroup() as tasks:
                 for integration in self._assembly.integrations:
                     self._start_integration(integration, stack, tasks)
@@ -104,7 +117,7 @@ class _Worker:
                 self._health.drain()
             # what the last handlers committed still leaves for Kafka; what does not waits in the outbox
             late.set()
-            await relay
+            await asyncio.wait(last)
             for task in upkeep:
                 task.cancel()
         _log.info("work.stopped")
@@ -152,6 +165,7 @@ class _Worker:
             pool=self._assembly.pool,
             metrics=self._streams,
             limits=self._limits(),
+            mirror=self._mirrors.get(name),
         )
         while True:
             try:
@@ -209,6 +223,20 @@ class _Worker:
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         await open_site(runner, self._settings.admin_host, self._settings.worker_port, "SILOGATE_WORKER_PORT")
+
+
+def _mirrored(assembly: Assembly) -> dict[str, str | None]:
+    """The consumer groups whose parked events are copied to Kafka, by their part of the name, and their mappings."""
+    if not assembly.settings.dlq_mirror:
+        return {}
+    found: dict[str, str | None] = {}
+    for one in assembly.integrations:
+        if one.case_type is None or one.flow is None:
+            continue
+        found[f"flow.{one.name}"] = None
+        for name, declaration in one.recipients.items():
+            found[f"recipient.{name}"] = FieldTable.compile(declaration, one.case_type.type).digest
+    return found
 
 
 def _mail_sink(assembly: Assembly) -> SmtpSink:

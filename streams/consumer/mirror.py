@@ -85,6 +85,10 @@ class Mirror:
                 self._wake.clear()
                 while self._waiting:
                     kafka = await self._send(kafka)
+                    if kafka is None and stop.is_set():
+                        # Kafka is away and the process is ending: Postgres has it all
+                        self._failed.inc(len(self._waiting))
+                        self._waiting.clear()
                 if stop.is_set():
                     return
         finally:

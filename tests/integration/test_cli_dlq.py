@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from aiokafka import AIOKafkaConsumer
 
 from gateway.dev.addresses import Database, Servers
+from streams.topics import dead_letter_topic
 from tests.command_line import run
 from tests.council import Town, town, until
 
@@ -35,6 +38,7 @@ async def test_from_refused_to_delivered(here: Town) -> None:
     assert group.endswith("silogate.recipient.street-team")
     assert {(row["stage"], row["field"], row["events"]) for row in listed} == {("handler", "no_litter", 1)}
     ids = {row["case_id"] for row in listed}
+    assert await _copied(here, listed[0]["topic"], group) == ids
     given_up, *kept = sorted(ids)
 
     words = await run(environment, "dlq", "list", "--field", "no_litter")
@@ -94,6 +98,21 @@ async def _at_team(here: Town, statement: str) -> None:
     connection = await asyncpg.connect(here.council.recipient_urls["street-team"])
     await connection.execute(statement)
     await connection.close()
+
+
+async def _copied(here: Town, topic: str, group: str) -> set[str]:
+    """The cases of the first three records in the group's dead letter topic."""
+    reader = AIOKafkaConsumer(
+        dead_letter_topic(topic, group),
+        bootstrap_servers=here.servers.kafka_bootstrap,
+        auto_offset_reset="earliest",
+    )
+    await reader.start()
+    try:
+        async with asyncio.timeout(30):
+            return {(await reader.getone()).key.decode() for _ in range(3)}
+    finally:
+        await reader.stop()
 
 
 async def _parked(here: Town, number: int) -> list[dict[str, Any]]:

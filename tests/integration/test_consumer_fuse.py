@@ -90,11 +90,11 @@ async def test_it_is_resumed_when_somebody_asks(bench: Bench) -> None:
         await resume(bench.pool, bench.group)
         assert await waiting
         tasks.create_task(consumer.run(stop))
-        await until(lambda: len(handler.applied) == 200)
-        await until(lambda: bench.counted("done") > 0)
+        await until(lambda: len({event.event_id for event in handler.applied}) == 200)
         stop.set()
     for event in events[:100]:
-        assert handler.versions(event.case_id) == [1, 2]
+        # what was parked when it stopped, and not yet acknowledged, may come twice
+        assert list(dict.fromkeys(handler.versions(event.case_id))) == [1, 2]
     assert await until_requested(bench.pool, bench.group, stop) is False
 
 
