@@ -337,7 +337,8 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         event, problem = read_record(record.key, record.value, record.headers)
         size = len(record.value or b"") + sum(len(name) + len(text or b"") for name, text in record.headers)
         return Item(
-            record.partition, record.offset, record.key, record.headers, record.value, size, event, problem, record.timestamp
+            record.partition, record.offset, record.key, record.headers, record.value, size, event, problem,
+            record.timestamp,
         )  # fmt: skip
 
     def _take_in(self, admitted: Admitted) -> None:
