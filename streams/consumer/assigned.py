@@ -1,9 +1,13 @@
 """What is known of a partition while it is assigned."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from streams.consumer.limits import ConsumerLimits
 from streams.consumer.offsets import Watermark
 from streams.consumer.position import Position, sha256_of
+
+_NEARLY = 0.8
 
 
 @dataclass(slots=True)
@@ -37,3 +41,13 @@ class Assigned:
         """The offset after the newest record that came; None before the partition is opened."""
         highest = self.watermark.highest
         return self.start if highest is None else highest + 1
+
+
+def blocked(partitions: Mapping[int, Assigned], limits: ConsumerLimits) -> dict[int, int]:
+    """The partitions nearly full of settled records because the oldest one is not, and the offset of that one."""
+    enough = limits.partition_events * _NEARLY
+    return {
+        number: offset
+        for number, each in partitions.items()
+        if each.watermark.ahead >= enough and (offset := each.watermark.committable) is not None
+    }

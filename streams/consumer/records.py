@@ -1,12 +1,33 @@
-"""A record of Kafka as it is kept in Postgres: its headers as JSON, its digest, and texts that a column takes."""
+"""A record of Kafka: as an item on its way, and as it is kept in Postgres with its headers as JSON and its digest."""
 
 import base64
 import hashlib
 from collections.abc import Sequence
 
 import orjson
+from aiokafka import ConsumerRecord
+
+from streams.consumer.lanes import Item
+from streams.events import read_record
 
 Headers = Sequence[tuple[str, bytes | None]]
+
+
+def item_of(record: ConsumerRecord) -> Item:
+    """The record on its way: with its event, or with why it cannot be read."""
+    event, problem = read_record(record.key, record.value, record.headers)
+    size = len(record.value or b"") + sum(len(name) + len(text or b"") for name, text in record.headers)
+    return Item(
+        record.partition,
+        record.offset,
+        record.key,
+        record.headers,
+        record.value,
+        size,
+        event,
+        problem,
+        record.timestamp,
+    )
 
 
 def headers_json(headers: Headers) -> str:

@@ -6,7 +6,7 @@ import logging
 from streams.consumer.dispatch import Dispatcher
 from streams.consumer.fence import Fence
 from streams.consumer.lanes import Verdict
-from streams.consumer.limits import Retry
+from streams.consumer.limits import ConsumerLimits
 from streams.consumer.parking import Parking, Requested
 from streams.consumer.replay import ParkedEvent
 from streams.errors import Rejected, Retryable, Unavailable, Undecodable
@@ -23,12 +23,12 @@ class Resumer:
     time. The case is un-parked when its list is empty under the row's lock, after its last event is done.
     """
 
-    def __init__(self, dispatcher: Dispatcher, parking: Parking, *, group: str, every_s: float, retry: Retry) -> None:
+    def __init__(self, dispatcher: Dispatcher, parking: Parking, *, group: str, limits: ConsumerLimits) -> None:
         self._dispatcher = dispatcher
         self._parking = parking
         self._group = group
-        self._every_s = every_s
-        self._retry = retry
+        self._every_s = limits.resume_every_s
+        self._retry = limits.retry
 
     async def run(self) -> None:
         """Works until cancelled."""

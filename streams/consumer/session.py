@@ -11,7 +11,7 @@ from aiokafka.errors import KafkaError, NoOffsetForPartitionError
 
 from streams import recovery
 from streams.consumer import fence, position
-from streams.consumer.assigned import Assigned
+from streams.consumer.assigned import Assigned, blocked
 from streams.consumer.client import group_client
 from streams.consumer.dispatch import Dispatcher
 from streams.consumer.fence import Fence
@@ -24,11 +24,13 @@ from streams.consumer.limits import ConsumerLimits
 from streams.consumer.mirror import Mirror
 from streams.consumer.parking import Parking
 from streams.consumer.position import Start, mark_of
+from streams.consumer.records import item_of
 from streams.consumer.resuming import Resumer
+from streams.consumer.space import Space
 from streams.consumer.spill import Spill
 from streams.consumer.watchdog import Watchdog
 from streams.errors import Fenced, Misconfigured
-from streams.events import case_of, read_record
+from streams.events import case_of
 from streams.failpoints import reach
 from streams.metrics import StreamMetrics
 from streams.outages import DATABASE_ERRORS
@@ -89,11 +91,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             handler_timeout_s=limits.handler_timeout_s,
             fuse=fuse,
             mirror=mirror,
-            spill=Spill(self._lanes, events=limits.events, size=limits.bytes, blocked=self._blocked),
+            spill=Spill(self._lanes, limits, lambda: blocked(self._partitions, limits)),
         )
-        self._resumer = Resumer(
-            self._dispatcher, self._parking, group=group, every_s=limits.resume_every_s, retry=limits.retry
-        )
+        self._resumer = Resumer(self._dispatcher, self._parking, group=group, limits=limits)
         self._inbox = Inbox(pool, group, topic, timeout_s=limits.call_timeout_s)
         self._intake = Intake(
             self._inbox, metrics, group=group, cases=limits.known_cases, needs_gateway=detects_restore
@@ -109,8 +109,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
         self._room = asyncio.Event()
         self._failed = asyncio.Event()
         self._stopping = False
-        # How large a record is, as far as is known: at first as large as Kafka takes them.
-        self._usual_size = 1024.0 * 1024.0
+        self._space = Space(self._lanes, limits)
 
     @property
     def has_moved(self) -> bool:
@@ -259,9 +258,9 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
                 await self._kafka.getmany(_NOTHING, timeout_ms=0)
                 await set_within(self._room, _POLL_S)
                 continue
-            wait_ms = int(_POLL_S * 1000)
+            room = self._space.records(_FETCH_EVENTS)
             try:
-                fetched = await self._kafka.getmany(*readable, timeout_ms=wait_ms, max_records=self._room_for())
+                fetched = await self._kafka.getmany(*readable, timeout_ms=int(_POLL_S * 1000), max_records=room)
             except NoOffsetForPartitionError:
                 # Kafka has no offset of this group yet; where to begin was found out and sought by ourselves.
                 continue
@@ -271,17 +270,11 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             reach("consumer.after_fetch")
             assignment = self._assignment
             items = [item for records in fetched.values() for record in records if (item := self._read(record))]
-            if items:
-                self._usual_size = (self._usual_size + sum(item.size for item in items) / len(items)) / 2
+            self._space.note(items)
             admitted = await self._admit(items)
             # What was revoked meanwhile will be delivered again, here or elsewhere.
             if assignment == self._assignment:
                 self._take_in(admitted)
-
-    def _room_for(self) -> int:
-        """How many records there is room for, were they as large as those before."""
-        room = int((self._limits.bytes - self._lanes.bytes) / max(1.0, self._usual_size))
-        return max(1, min(_FETCH_EVENTS, self._limits.events - self._lanes.events, room))
 
     async def _admit(self, items: Sequence[Item]) -> Admitted:
         """Asks the inbox until it answers; while it does not, Kafka still hears of this member."""
@@ -303,27 +296,13 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
 
     def _readable(self) -> list[TopicPartition]:
         """The partitions to read from now: back-pressure is to leave out those that have enough here."""
-        if (
-            not self._dispatcher.is_open
-            or self._lanes.events >= self._limits.events
-            or self._lanes.bytes >= self._limits.bytes
-            or self._intake.is_full
-        ):
+        if not self._dispatcher.is_open or self._space.is_full or self._intake.is_full:
             return []
         return [
             TopicPartition(self._topic, number)
             for number, partition in self._partitions.items()
             if number in self._dispatcher.epochs and partition.watermark.held < self._limits.partition_events
         ]
-
-    def _blocked(self) -> dict[int, int]:
-        """The partitions that are full of settled records because the oldest one is not, and its offset."""
-        enough = self._limits.partition_events * 0.8
-        return {
-            number: offset
-            for number, partition in self._partitions.items()
-            if partition.watermark.ahead >= enough and (offset := partition.watermark.committable) is not None
-        }
 
     def _read(self, record: ConsumerRecord) -> Item | None:
         """The record as an item; None when its partition does not stand yet, or it was delivered before."""
@@ -334,12 +313,7 @@ class Session(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka has n
             return None
         if not partition.watermark.deliver(record.offset, now):
             return None
-        event, problem = read_record(record.key, record.value, record.headers)
-        size = len(record.value or b"") + sum(len(name) + len(text or b"") for name, text in record.headers)
-        return Item(
-            record.partition, record.offset, record.key, record.headers, record.value, size, event, problem,
-            record.timestamp,
-        )  # fmt: skip
+        return item_of(record)
 
     def _take_in(self, admitted: Admitted) -> None:
         self._intake.remember(admitted)

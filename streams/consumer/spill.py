@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from streams.consumer.lanes import Lane, Lanes
+from streams.consumer.limits import ConsumerLimits
 
 STAGE = "pressure"
 REASON = "other cases needed the room while this one waited"
@@ -21,10 +22,10 @@ class Spill:
     `blocked` names the partitions that can take nothing more because of one record, and its offset.
     """
 
-    def __init__(self, lanes: Lanes, *, events: int, size: int, blocked: Blocked) -> None:
+    def __init__(self, lanes: Lanes, limits: ConsumerLimits, blocked: Blocked) -> None:
         self._lanes = lanes
-        self._events = events
-        self._size = size
+        self._events = limits.events
+        self._size = limits.bytes
         self._blocked = blocked
 
     def choose(self) -> list[Lane]:
