@@ -20,8 +20,8 @@ from streams.sinks import Searches, Sink, SinkClass
 LOST_AT_THE_ACT = "worker_lost_at_the_act"
 KEY_EXPIRED = "key_expired"
 NOT_FOUND = "not_found_twice"
-# Refusals of our own: they say nothing of what the provider did at an earlier attempt.
-_OURS = frozenset({"erased", "stored_bytes_differ"})
+# Words of our own: they say nothing of what the provider did at an earlier attempt.
+_OURS = frozenset({"erased", "stored_bytes_differ", LOST_AT_THE_ACT, KEY_EXPIRED, NOT_FOUND})
 
 
 @dataclass(frozen=True, slots=True)

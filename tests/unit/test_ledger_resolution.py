@@ -8,7 +8,7 @@ from typing import Any, get_args
 from uuid import uuid4
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streams.effects.effect import HeldEffect, Outcome, Verdict
@@ -44,6 +44,7 @@ def held(**changed: Any) -> HeldEffect:
     return replace(effect, **changed)
 
 
+@settings(max_examples=1_000)
 @given(
     name=st.sampled_from(sorted(SINKS)),
     outcome=st.sampled_from(get_args(Outcome)),
