@@ -357,6 +357,8 @@ async def test_five_hundred_streams_in_one_process(
         for one in await asyncio.gather(*(_read(answer, 120) for answer in of_type)):
             assert _by_case(_told(one)) == {UUID(case_id): [2, 3, 4] for case_id in ids}
         assert edge.metric("silogate_live_cut_total", reason="slow") == 0
+        for answer in (*of_cases, *of_type):
+            answer.close()
 
 
 @asynccontextmanager
